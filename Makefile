@@ -1,0 +1,52 @@
+# Every target does its own set-up: nothing but Python 3.11 or newer, git and make is needed.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test replay check lint types imports lock wheels clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: .venv/ready ## make .venv: uv through pip, the locked requirements, the three packages editable
+
+.venv/ready: requirements.lock pyproject.toml shared/pyproject.toml client/pyproject.toml server/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Tallystick needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "setting up .venv (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e shared -e client -e server
+	@touch $@
+
+demo: .venv/ready ## the main job in under a minute: three tills, no network, one SIGKILL, nothing lost
+	@$(BIN)/python -m benchmarks.demo
+
+test: .venv/ready ## run the tests
+	@$(BIN)/python -m pytest
+
+replay: .venv/ready ## half a year of real redemptions through real tills that are offline for days (ARGS="--offline-days 14")
+	@$(BIN)/python -m benchmarks.replay $(ARGS)
+
+check: lint types imports ## ruff, mypy --strict and the import contracts
+
+lint: .venv/ready ## ruff
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/ready ## mypy --strict
+	@$(BIN)/mypy
+
+imports: .venv/ready ## import-linter
+	@$(BIN)/lint-imports
+
+wheels: .venv/ready ## build the three wheels into dist/
+	@for p in shared client server; do $(BIN)/python -m build --quiet --no-isolation --wheel --outdir dist $$p; done; ls dist
+
+lock: .venv/ready ## renew requirements.lock (hashes, no addresses)
+	@$(BIN)/uv lock --quiet --upgrade
+	@$(BIN)/uv export --quiet --all-packages --no-emit-workspace --all-extras --all-groups --no-header --format requirements.txt -o requirements.lock
+
+clean: ## remove what the targets made
+	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
