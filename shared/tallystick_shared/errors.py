@@ -1,0 +1,63 @@
+"""The errors of all three packages, by whose fault they are. Expected refusals are values, not errors.
+
+TallystickError
+├── CallerError            the caller's fault: mend the input or the call, a repeat will not help
+│   └── InvalidInput         one field of the input is wrong; names it
+├── RemoteError            the other side's fault: what it sent is not believed, nothing was changed
+│   └── Untrusted            a signature, digest, version, expiry or size is not as it must be
+└── LineError              the line's fault: try again later
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TallystickError(Exception):
+    """Base of all; `code` is stable and made for programs, `str(error)` is one sentence for people."""
+
+    default_code: ClassVar[str] = "ERROR"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+
+
+class CallerError(TallystickError):
+    default_code = "MISUSE"
+
+
+class InvalidInput(CallerError):
+    """One field is wrong.
+
+    `path` names it as a user would write it (`vouchers[0].discount.percent`, empty for the whole),
+    `expected` says what it should have been, `was` shows what it was (shortened, never a secret).
+    """
+
+    default_code = "INVALID_FIELD"
+
+    def __init__(self, path: str, expected: str, was: str | None = None, *, code: str | None = None) -> None:
+        self.path, self.expected, self.was = path, expected, was
+        where = f"{path}: " if path else ""
+        tail = "" if was is None else f", not {was}"
+        super().__init__(f"{where}{expected}{tail}", code=code)
+
+    def under(self, prefix: str) -> InvalidInput:
+        """The same error one level further out: `discount.percent` under `vouchers[0]`."""
+        joined = prefix if not self.path else f"{prefix}.{self.path}" if self.path[0] != "[" else prefix + self.path
+        return InvalidInput(joined, self.expected, self.was, code=self.code)
+
+
+class RemoteError(TallystickError):
+    default_code = "REMOTE"
+
+
+class Untrusted(RemoteError):
+    """What arrived is not believed. `code` names the one rule that refused it, see `tallystick_client.trust`."""
+
+    default_code = "UNTRUSTED"
+
+
+class LineError(TallystickError):
+    default_code = "NO_CONNECTION"
