@@ -1,0 +1,111 @@
+"""Bounds and hours. Source: engine.md, "Times"."""
+
+from __future__ import annotations
+
+import sys
+import zoneinfo
+from datetime import datetime
+
+import pytest
+
+from tallystick_shared.errors import InvalidInput
+from tallystick_shared.validity import epoch_second, zone
+from tests.shared.build import Doc, fixed, order, reasons, run, voucher
+
+
+def reason_at(at: str, **fields: object) -> str | None:
+    found = reasons(run(order(1000), voucher(fixed(1), "X", **fields), at=datetime.fromisoformat(at)))
+    return found.get("X")
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        ("2026-05-31T23:59:59.999999+02:00", "NOT_YET_VALID"),
+        ("2026-06-01T00:00:00+02:00", None),
+        ("2026-05-31T22:00:00Z", None),
+        ("2026-08-31T23:59:59.999999+02:00", None),
+        ("2026-08-31T21:59:59.5Z", None),
+        ("2026-09-01T00:00:00+02:00", "EXPIRED"),
+    ],
+)
+def test_both_bounds_are_inclusive_and_fractions_are_dropped(at: str, reason: str | None) -> None:
+    """The last second belongs to the voucher to its end, whatever offset it is written in."""
+    bounds = {"valid_from": "2026-06-01T00:00:00.9999999+02:00", "valid_until": "2026-08-31T23:59:59.9999999+02:00"}
+    assert reason_at(at, **bounds) == reason
+
+
+def window(start: str, end: str, *days: str, timezone: str = "Europe/Berlin") -> Doc:
+    return {"from": start, "to": end, "timezone": timezone, **({"days": list(days)} if days else {})}
+
+
+@pytest.mark.parametrize(
+    ("hours", "at", "is_open"),
+    [
+        # 2026-06-15 is a Monday
+        (window("16:00", "18:00", "mon", "fri"), "2026-06-15T16:00:00+02:00", True),
+        (window("16:00", "18:00", "mon", "fri"), "2026-06-15T17:59:59.9+02:00", True),
+        (window("16:00", "18:00", "mon", "fri"), "2026-06-15T18:00:00+02:00", False),
+        (window("16:00", "18:00", "mon", "fri"), "2026-06-15T15:59:59+02:00", False),
+        (window("16:00", "18:00", "mon", "fri"), "2026-06-16T17:00:00+02:00", False),
+        (window("16:00", "18:00"), "2026-06-16T17:00:00+02:00", True),
+        # crossing midnight: the day is the one on which the window opens
+        (window("22:00", "02:00", "mon"), "2026-06-15T23:00:00+02:00", True),
+        (window("22:00", "02:00", "mon"), "2026-06-16T01:59:59+02:00", True),
+        (window("22:00", "02:00", "mon"), "2026-06-16T02:00:00+02:00", False),
+        (window("22:00", "02:00", "mon"), "2026-06-15T01:00:00+02:00", False),
+        (window("22:00", "02:00", "sun"), "2026-06-15T01:00:00+02:00", True),
+        # equal is a whole day, from the opening on
+        (window("06:00", "06:00", "mon"), "2026-06-15T05:59:59+02:00", False),
+        (window("06:00", "06:00", "mon"), "2026-06-16T05:59:59+02:00", True),
+        (window("06:00", "06:00", "mon"), "2026-06-16T06:00:00+02:00", False),
+        (window("00:00", "00:00", "mon"), "2026-06-15T23:59:59+02:00", True),
+        # the clocks go back at 03:00 on 2026-10-25: 02:30 comes twice and counts twice
+        (window("02:00", "03:00"), "2026-10-25T00:30:00Z", True),
+        (window("02:00", "03:00"), "2026-10-25T01:30:00Z", True),
+        (window("02:00", "03:00"), "2026-10-25T02:00:00Z", False),
+        # they go forward at 02:00 on 2026-03-29: 02:30 never comes
+        (window("02:00", "03:00"), "2026-03-29T00:59:59Z", False),
+        (window("02:00", "03:00"), "2026-03-29T01:00:00Z", False),
+        # the zone's own wall clock, whatever the offset of `at`
+        (window("16:00", "18:00", timezone="America/New_York"), "2026-06-15T22:30:00+02:00", True),
+        (window("00:00", "01:00", timezone="Asia/Kathmandu"), "2026-06-14T18:30:00Z", True),
+    ],
+)
+def test_hours_are_wall_clock_windows(hours: Doc, at: str, is_open: bool) -> None:
+    """`from` is in, `to` is out, days are those of the opening, and only the zone's wall clock is compared."""
+    assert reason_at(at, hours=[hours]) == (None if is_open else "OUTSIDE_HOURS")
+
+
+def test_any_window_will_do() -> None:
+    """A voucher with two windows is open in both."""
+    hours = [window("08:00", "09:00"), window("16:00", "18:00")]
+    assert reason_at("2026-06-15T08:30:00+02:00", hours=hours) is None
+    assert reason_at("2026-06-15T17:30:00+02:00", hours=hours) is None
+    assert reason_at("2026-06-15T12:30:00+02:00", hours=hours) == "OUTSIDE_HOURS"
+
+
+@pytest.mark.parametrize("name", ["Europe/Berlin", "Etc/UTC", "America/Argentina/Buenos_Aires", "UTC"])
+def test_zones_come_from_the_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zone loads with the machine's copy out of reach, and the machine's search path is left as it was."""
+    before = zoneinfo.TZPATH
+    monkeypatch.setattr(zoneinfo, "ZoneInfo", None)
+    zone.cache_clear()
+    assert zone(name).key == name
+    assert before == zoneinfo.TZPATH
+
+
+@pytest.mark.parametrize("name", ["Mars/Base", "europe/berlin", "../zones", "/etc/localtime", "Europe", "", "Europe/"])
+def test_unknown_zones_are_refused(name: str) -> None:
+    """Only exact names of IANA, and never a path."""
+    with pytest.raises(InvalidInput):
+        zone(name)
+
+
+@pytest.mark.parametrize("year", [1, 9999])
+def test_the_ends_of_the_calendar_do_not_break_anything(year: int) -> None:
+    """A time that cannot be moved into a zone is an error of the input and nothing else."""
+    with pytest.raises(InvalidInput) as caught:
+        epoch_second(datetime(year, 1, 1, tzinfo=zone("Etc/UTC")))
+    assert caught.value.path == "at"
+    assert sys.getrecursionlimit()  # the interpreter is unharmed
