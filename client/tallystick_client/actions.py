@@ -1,0 +1,243 @@
+"""What goes into the machines (`machine`, `enrolment`) and what comes out: events and actions, all plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from tallystick_client.errors import TallystickError
+from tallystick_client.reports import Receipt, SyncReport
+from tallystick_client.trust import Trusted
+from tallystick_shared.bundle import Manifest
+from tallystick_shared.journal import Position, StoredEvent
+from tallystick_shared.wire import (
+    ClockReading,
+    DeviceState,
+    Enrolled,
+    LeaseUse,
+    Problem,
+    RedeemAnswer,
+    SyncAnswer,
+    Want,
+)
+
+# ---- what goes in -------------------------------------------------------------------------------------------------
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time and chance, given with every event. `at` is what `timekeeping` holds for true; `jitter` is in [0, 1)."""
+
+    at: datetime
+    clock: ClockReading
+    nonce: str
+    jitter: float
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What a sync needs to know of the journal, read in one transaction. `events` are those in (after, through]."""
+
+    scope: str
+    device_state: DeviceState
+    server_epoch: int
+    ledger_mark: int
+    lease_number: int
+    bundle_version: int
+    head: Position
+    after: Position
+    through: Position
+    events: list[StoredEvent]
+    leases: list[LeaseUse]
+    leases_digest: str
+    wants: list[Want]
+    batch_events_max: int
+    failures: int
+    next_attempt_at: datetime | None
+    not_before_at: datetime | None
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The bundle in force."""
+
+    manifest: Manifest
+    etag: str
+
+
+class Start(msgspec.Struct, frozen=True):
+    """`patient`: wait for the kept time of the next attempt first; else only a time the server asked for is kept."""
+
+    reading: Reading
+    trusted: Trusted
+    held: Held | None
+    patient: bool = False
+
+
+class Woken(msgspec.Struct, frozen=True):
+    pass
+
+
+class Persisted(msgspec.Struct, frozen=True):
+    """What was asked is on the disk; how the journal reads now, and what became of leases."""
+
+    reading: Reading
+    leases_granted: int = 0
+    leases_closed: int = 0
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What was asked is on the disk."""
+
+    receipt: Receipt | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`headers` in lower case. `body` may be cut off one byte past what was allowed."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class LineDown(msgspec.Struct, frozen=True):
+    why: str
+
+
+Event = Start | Woken | Persisted | Kept | Answer | LineDown
+
+
+# ---- what comes out -----------------------------------------------------------------------------------------------
+
+
+class Send(msgspec.Struct, frozen=True):
+    """`path` starts with a slash and is below the server's address; no more than `bytes_max` of an answer are read."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    bytes_max: int
+    timeout_s: float = 30.0
+
+
+class Prepare(msgspec.Struct, frozen=True):
+    """Close the leases that are done, durably, then read the next batch."""
+
+    batch_events_max: int | None = None
+
+
+class Accept(msgspec.Struct, frozen=True):
+    """A verified answer; `wants` were sent with the request."""
+
+    answer: SyncAnswer
+    wants: list[Want]
+
+
+class KeepRoot(msgspec.Struct, frozen=True):
+    """`receipt_changed`: new receipt keys, so marks the old ones signed bind no longer; `bundle_changed`: so floors."""
+
+    raw: bytes
+    version: int
+    bundle_changed: bool
+    receipt_changed: bool
+
+
+class KeepBundle(msgspec.Struct, frozen=True):
+    """A verified manifest, and its verified snapshot where that is new."""
+
+    raw: bytes
+    manifest: Manifest
+    etag: str
+    blob: bytes | None
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """No answer, or not now: when to come again. `not_before_at`: the server's own wish, which binds any sync."""
+
+    next_attempt_at: datetime
+    not_before_at: datetime | None
+    batch_events_max: int | None = None
+
+
+class KeepKey(msgspec.Struct, frozen=True):
+    """The new till's private key, before anything that needs it is sent."""
+
+    key: bytes
+
+
+class KeepEnrolment(msgspec.Struct, frozen=True):
+    """A verified enrolment, and the roots it rests on; `root` is the last."""
+
+    enrolled: Enrolled
+    root: bytes
+    root_version: int
+
+
+class BeginOnline(msgspec.Struct, frozen=True):
+    """An online redemption, before it is sent."""
+
+    id: str
+    request: bytes
+
+
+class FinishOnline(msgspec.Struct, frozen=True):
+    """What the server said of it."""
+
+    answer: RedeemAnswer
+
+
+class FallBack(msgspec.Struct, frozen=True):
+    """No answer: redeem here, with the same id."""
+
+    id: str
+
+
+Change = (
+    Prepare | Accept | KeepRoot | KeepBundle | Failed | KeepKey | KeepEnrolment | BeginOnline | FinishOnline | FallBack
+)
+
+
+class Persist(msgspec.Struct, frozen=True):
+    change: Change
+
+
+class Wait(msgspec.Struct, frozen=True):
+    seconds: float
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The end, with a report, or with the error to raise."""
+
+    report: SyncReport | Receipt | None
+    error: TallystickError | None = None
+
+
+Action = Send | Persist | Wait | Done
+
+
+# ---- reading an answer that is no success ---------------------------------------------------------------------------
+
+
+def problem_of(answer: Answer) -> tuple[str, str]:
+    """Code and sentence of an error answer, whatever it holds."""
+    try:
+        problem = msgspec.json.decode(answer.body, type=Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return f"HTTP_{answer.status}", f"it answered {answer.status} without saying why"
+    return problem.code[:64], problem.detail[:500] or problem.title[:500]
+
+
+def retry_after_s(answer: Answer | None, now: datetime) -> float:
+    """`Retry-After` in seconds from now, as a number or a date (RFC 9110, 10.2.3); 0 without one, at most a day."""
+    text = "" if answer is None else answer.headers.get("retry-after", "").strip()
+    if not text:
+        return 0
+    if text.isdecimal():
+        return min(86_400, int(text[:9]))
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return 0
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return min(86_400, max(0, (when - now).total_seconds()))

@@ -1,0 +1,307 @@
+"""`tallystick`: the command line of a till, which `--dir` or `TALLYSTICK_DIR` names; nothing else configures it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
+import typer
+import typer.exceptions
+from rich.console import Console
+
+from tallystick_client import __version__, screen
+from tallystick_client.drivers import Till
+from tallystick_client.entry import MISUSE, REFUSED, exit_code, say
+from tallystick_client.errors import CallerError, InvalidInput, TallystickError
+from tallystick_client.reports import Receipt
+from tallystick_shared.engine import compile_voucher, evaluate, result_json
+from tallystick_shared.journal import Returned
+from tallystick_shared.model import Order, parse_order, parse_request
+
+INPUT_BYTES_MAX = 64 * 1024 * 1024
+
+app = typer.Typer(
+    name="tallystick",
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Vouchers at a till that keeps working without a network.",
+    epilog="Exit codes: 0 done, 1 nothing redeemed or refused, 2 bad input, 3 no line, 4 server not trusted.",
+)
+console = Console(highlight=False)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="An order, or {order, codes}, as JSON; - is standard input.")]
+Code = Annotated[list[str] | None, typer.Option("--code", "-c", metavar="CODE", help="A code; may be repeated.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: one line of JSON.")]
+
+
+class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file or a line asks for. `id`: the caller's own, so that asking again has no second effect."""
+
+    order: msgspec.Raw
+    codes: list[str] = []
+    id: str | None = None
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; its exit code. Raises `TallystickError`."""
+    try:
+        command = typer.main.get_command(app)
+        outcome = command.main(arguments or ["--help"], prog_name="tallystick", standalone_mode=False)
+    except typer.exceptions.TyperException as error:
+        say(error.format_message(), "MISUSE")
+        return MISUSE
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(f"tallystick {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Option("--dir", envvar="TALLYSTICK_DIR", help="The till's directory.")] = Path(
+        "tallystick-till"
+    ),
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    context.obj = directory
+
+
+@app.command("evaluate")
+def evaluate_command(file: Annotated[str, typer.Argument(metavar="FILE")]) -> int:
+    """What vouchers do to an order, both given in FILE; no till is needed. NDJSON gives one result a line."""
+    raw = read_input(file)
+    documents = as_documents(raw)
+    if documents is None:
+        _write(_evaluated(raw))
+        return 0
+    code = 0
+    for document in documents:
+        try:
+            _write(_evaluated(document))
+        except InvalidInput as error:
+            _write(_error(error))
+            code = MISUSE
+    return code
+
+
+@app.command()
+def enroll(
+    context: typer.Context,
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="The server's address, https://...")],
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="From the operator; good for one till, once.")],
+    name: Annotated[str | None, typer.Option(help="How the operator sees this till.")] = None,
+) -> None:
+    """Make --dir a till of SERVER."""
+    with Till.enroll(context.obj, server, token, name=name) as till:
+        status = till.status()
+        console.print(f"enrolled as {status.name} of store {status.store}; next: tallystick sync")
+
+
+@app.command()
+def sync(context: typer.Context, as_json: AsJson = False) -> None:
+    """Send what waits to the server, and take what is new."""
+    with Till.open(context.obj) as till:
+        report = till.sync()
+        if as_json:
+            _write(msgspec.json.encode(report))
+        else:
+            screen.show_sync(console, report)
+
+
+@app.command()
+def preview(context: typer.Context, file: File, code: Code = None, as_json: AsJson = False) -> int:
+    """What the codes would do to an order, now, on this till. Changes nothing."""
+    asked = as_asked(read_input(file), code)
+    order = as_order(asked)
+    with Till.open(context.obj) as till:
+        result = till.preview(order, asked.codes)
+    if as_json:
+        _write(result_json(result))
+    else:
+        screen.show_result(console, order, result)
+    return 0 if result.applied else REFUSED
+
+
+@app.command()
+def redeem(
+    context: typer.Context,
+    file: File = "-",
+    code: Code = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the server first; offline if there is no line.")
+    ] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="FILE is NDJSON: redeem and answer line by line.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Redeem codes on an order. A receipt is printed only once it is on the disk."""
+    if stream:
+        with Till.open(context.obj) as till:
+            return _stream(till, file, code, online)
+    asked = as_asked(read_input(file), code)
+    order = as_order(asked)
+    with Till.open(context.obj) as till:
+        receipt = _redeem(till, order, asked, online)
+    if as_json:
+        _write(receipt_json(receipt))
+    else:
+        screen.show_receipt(console, order, receipt)
+    return 0 if receipt.redeemed else REFUSED
+
+
+@app.command()
+def void(
+    context: typer.Context,
+    redemption_id: Annotated[str, typer.Argument(metavar="ID", help="The receipt's id.")],
+    returned: Annotated[
+        list[str] | None,
+        typer.Option("--return", metavar="LINE=UNITS", help="Take back only these units of a line; may be repeated."),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why; kept in the journal.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Void a redemption of this till, or take back some of its units."""
+    units = [_returned(text) for text in returned or ()]
+    with Till.open(context.obj) as till:
+        receipt = till.void(redemption_id, returned=units, reason=reason)
+    if as_json:
+        _write(msgspec.json.encode(receipt))
+    else:
+        screen.show_void(console, receipt)
+
+
+@app.command()
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """How this till stands: vouchers, leases, what waits, what needs a person."""
+    with Till.open(context.obj) as till:
+        now = till.status()
+    if as_json:
+        _write(msgspec.json.encode(now))
+    else:
+        screen.show_status(console, now)
+
+
+# ---- input --------------------------------------------------------------------------------------------------------
+
+
+def read_input(file: str) -> bytes:
+    """The whole of FILE or of standard input, at most `INPUT_BYTES_MAX`."""
+    with _open(file) as source:
+        raw = source.read(INPUT_BYTES_MAX + 1)
+    if len(raw) > INPUT_BYTES_MAX:
+        raise CallerError(f"{file} has more than {INPUT_BYTES_MAX} bytes", code="TOO_LARGE")
+    return raw
+
+
+def _open(file: str) -> BinaryIO:
+    if file == "-":
+        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise CallerError(f"{file} cannot be read: {error.strerror}", code="NO_FILE") from error
+
+
+def as_documents(raw: bytes) -> list[bytes] | None:
+    """The lines of NDJSON, None where it is one document: a file that is no JSON as a whole, but by its lines."""
+    lines = [line for line in raw.splitlines() if line.strip()]
+    if len(lines) < 2 or _is_json(raw):
+        return None
+    return lines if _is_json(lines[0]) or _is_json(lines[-1]) else None
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(raw), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def as_asked(raw: bytes, codes: list[str] | None) -> Asked:
+    """`{"order": .., "codes": [..]}`, or an order by itself; `codes` of the command line count too."""
+    try:
+        document: Any = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        asked = msgspec.json.decode(raw, type=Asked) if "order" in document else Asked(order=msgspec.Raw(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput("", f"must be an order as JSON, or {{order, codes}}: {error}") from None
+    asked = msgspec.structs.replace(asked, codes=[*asked.codes, *(codes or ())])
+    if not asked.codes:
+        raise InvalidInput("codes", "must hold at least one code, in the file or by --code")
+    return asked
+
+
+def as_order(asked: Asked) -> Order:
+    return parse_order(bytes(asked.order))
+
+
+def _returned(text: str) -> Returned:
+    line_id, _, units = text.rpartition("=")
+    if not line_id or not units.isdecimal() or not 1 <= int(units[:12]) <= 10**9:
+        raise InvalidInput("--return", "must be LINE=UNITS, as in 1=2", text[:80])
+    return Returned(line_id, int(units[:12]))
+
+
+# ---- work and output ----------------------------------------------------------------------------------------------
+
+
+def _evaluated(raw: bytes) -> bytes:
+    request = parse_request(raw)
+    vouchers = [compile_voucher(voucher) for voucher in request.vouchers]
+    return result_json(evaluate(request.order, vouchers, request.codes, at=request.at, usage=request.usage))
+
+
+def _redeem(till: Till, order: Order, asked: Asked, online: bool) -> Receipt:
+    if online:
+        if asked.id is not None:
+            raise InvalidInput("id", "cannot be given with --online, which makes its own")
+        return till.redeem_online(order, asked.codes)
+    return till.redeem(order, asked.codes, id=asked.id)
+
+
+def _stream(till: Till, file: str, codes: list[str] | None, online: bool) -> int:
+    """Line by line; each answer is flushed before the next line is read. The worst of the lines is the exit code."""
+    worst = 0
+    for line in _lines(file):
+        try:
+            asked = as_asked(line, codes)
+            receipt = _redeem(till, as_order(asked), asked, online)
+        except TallystickError as error:
+            _write(_error(error))
+            worst = max(worst, exit_code(error))
+            continue
+        _write(receipt_json(receipt))
+        worst = max(worst, 0 if receipt.redeemed else REFUSED)
+    return worst
+
+
+def _lines(file: str) -> Iterator[bytes]:
+    with _open(file) as source:
+        while line := source.readline(INPUT_BYTES_MAX):
+            if line.strip():
+                yield line
+
+
+def receipt_json(receipt: Receipt) -> bytes:
+    """The result in it byte for byte as `evaluate` prints it."""
+    fields = {name: getattr(receipt, name) for name in Receipt.__struct_fields__}
+    return msgspec.json.encode({**fields, "result": msgspec.Raw(result_json(receipt.result))})
+
+
+def _error(error: TallystickError) -> bytes:
+    return msgspec.json.encode({"error": str(error), "code": error.code})
+
+
+def _write(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()

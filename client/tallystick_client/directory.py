@@ -1,0 +1,153 @@
+"""A till's directory: whose it is, its key, and who may sync. Nothing but these files says which till this is.
+
+`config.json` (this till and its server), `device.key` (0600, the private JWK), `journal.sqlite3`, `cache/` (0700) and
+`lock`. The config is written last when a till is enrolled: without it there is no till.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from tallystick_client.errors import LineError, StorageError
+from tallystick_client.store import check_owner, make_private
+from tallystick_shared.signing import SigningKey
+
+CONFIG_NAME, KEY_NAME, LOCK_NAME = "config.json", "device.key", "lock"
+LOCK_WAIT_S = 60.0
+_LOCK_STEP_S = 0.05
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What does not change while a till lives. `root_sha256` is the pin that came with the enrolment token."""
+
+    device: str
+    server: str
+    server_url: str
+    name: str
+    store_id: str
+    root_version: int
+    root_sha256: str
+
+
+class Lock:
+    """One sync of a till at a time, of all its processes. Nothing here waits; `turns` says how long to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def turns(self) -> Iterator[float]:
+        """Ends once the lock is taken; until then gives the seconds to wait before the next try.
+
+        Raises `LineError` (`SYNC_RUNNING`) after `LOCK_WAIT_S`. `release` must follow, whatever happens.
+        """
+        waited_s = 0.0
+        while not self._take():
+            if waited_s >= LOCK_WAIT_S:
+                raise LineError("another process of this till has been syncing for a minute", code="SYNC_RUNNING")
+            waited_s += _LOCK_STEP_S
+            yield _LOCK_STEP_S
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _take(self) -> bool:
+        try:
+            if self._descriptor < 0:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be locked: {error.strerror}", code="DISK") from error
+        return True
+
+
+class Directory:
+    """The files of one till. Raises `StorageError` for whatever is wrong with them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def make(self) -> None:
+        """Makes it, for an enrolment; refuses where a till lives already."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.path.parent} cannot be made: {error.strerror}", code="DISK") from error
+        make_private(self.path)
+        if (self.path / CONFIG_NAME).exists():
+            raise StorageError(
+                f"{self.path} belongs to the till {self.config().name} already: enrol in another directory",
+                code="MIXED_DIRECTORY",
+            )
+
+    def config(self) -> Config:
+        if not self.path.is_dir():
+            raise StorageError(
+                f"{self.path} is not there: enrol this till first (tallystick enroll)", code="NOT_A_TILL"
+            )
+        check_owner(self.path)
+        raw = self._read(CONFIG_NAME)
+        if raw is None:
+            raise StorageError(f"{self.path} holds no till: enrol it first (tallystick enroll)", code="NOT_A_TILL")
+        try:
+            return msgspec.json.decode(raw, type=Config)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StorageError(f"{self.path / CONFIG_NAME} is damaged: {error}", code="NOT_A_TILL") from error
+
+    def key(self) -> SigningKey | None:
+        """The till's private key; None where there is none yet."""
+        raw = self._read(KEY_NAME)
+        if raw is None:
+            return None
+        mode = (self.path / KEY_NAME).stat().st_mode & 0o077
+        if mode:
+            (self.path / KEY_NAME).chmod(0o600)
+        try:
+            return SigningKey.from_bytes(raw)
+        except ValueError as error:
+            raise StorageError(f"{self.path / KEY_NAME} is damaged: {error}", code="NOT_A_TILL") from error
+
+    def keep_key(self, raw: bytes) -> None:
+        self._write(KEY_NAME, raw)
+
+    def keep_config(self, config: Config) -> None:
+        self._write(CONFIG_NAME, msgspec.json.format(msgspec.json.encode(config)) + b"\n")
+
+    def lock(self) -> Lock:
+        return Lock(self.path / LOCK_NAME)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"{self.path / name} cannot be read: {error.strerror}", code="DISK") from error
+
+    def _write(self, name: str, raw: bytes) -> None:
+        """Whole or not at all, 0600, on the disk before this returns."""
+        making = self.path / f"{name}.new"
+        try:
+            making.unlink(missing_ok=True)
+            descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            making.rename(self.path / name)
+            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StorageError(f"{self.path / name} cannot be written: {error.strerror}", code="DISK") from error

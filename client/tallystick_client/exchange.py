@@ -1,0 +1,312 @@
+"""What a sync reads from the journal and writes to it: batches, leases, answers, roots. Source: protocol.md, 5 to 7.
+
+Each function is one step inside a transaction that its caller opened. Nothing here sends anything.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from tallystick_client.actions import Accept, Failed, KeepRoot, Reading
+from tallystick_client.errors import Untrusted
+from tallystick_client.journal import Writing, mark_columns, new_id, position_at, stored_events, verify_chain
+from tallystick_client.timekeeping import Judged, signed
+from tallystick_client.trust import Floor, Trusted
+from tallystick_shared.bundle import Manifest, Root
+from tallystick_shared.journal import (
+    BATCH_BYTES_MAX,
+    EventType,
+    PlainBody,
+    Position,
+    Use,
+    encode,
+)
+from tallystick_shared.signing import open_general
+from tallystick_shared.wire import ClockReading, Lease, LeaseUse, Outcome, Want, digest_of
+
+RETENTION = timedelta(days=90)
+"""What is durable on the server stays on the till for this long, so that it can be voided without a line."""
+PURGE_EVENTS_MAX = 2_000
+"""Of one sync, so that no sync takes long."""
+WANTS_MAX = 10_000
+
+_USED_UP = "units = used_units OR minor = used_minor"
+
+
+def reading(view: Writing) -> Reading:
+    """The journal as a sync needs it, with the next batch; its chain is verified on the way out."""
+    state = view.state
+    events = stored_events(view, state.acknowledged_seq, state.batch_events_max, BATCH_BYTES_MAX)
+    through_seq = state.acknowledged_seq + len(events)
+    verify_chain(view, state.acknowledged_seq, through_seq)
+    wants = view.run("SELECT voucher_id, units FROM wants ORDER BY units DESC, voucher_id LIMIT ?", (WANTS_MAX,))
+    used = view.run("SELECT id, used_units, used_minor FROM leases WHERE state <> 'closed' AND used_units > 0")
+    return Reading(
+        scope=state.scope,
+        device_state=state.device_state,
+        server_epoch=state.server_epoch,
+        ledger_mark=state.ledger_mark,
+        lease_number=state.lease_number,
+        bundle_version=state.bundle_version,
+        head=state.head,
+        after=state.acknowledged,
+        through=position_at(view, through_seq) or state.acknowledged,
+        events=events,
+        leases=[LeaseUse(*row) for row in used],
+        leases_digest=digest_of(_open_leases(view, through_seq)),
+        wants=[Want(*row) for row in wants],
+        batch_events_max=state.batch_events_max,
+        failures=state.failures,
+        next_attempt_at=state.next_attempt_at,
+        not_before_at=state.not_before_at,
+    )
+
+
+def _open_leases(view: Writing, through_seq: int) -> list[Lease]:
+    """The leases that the server holds open, once it has read this till's events up to `through_seq`."""
+    rows = view.run(
+        "SELECT id, number, voucher_id, units, minor, expires_at FROM leases WHERE state = 'active' OR close_seq > ?",
+        (through_seq,),
+    )
+    return [
+        Lease(one, number, voucher_id, units, minor, datetime.fromisoformat(expires_at))
+        for one, number, voucher_id, units, minor, expires_at in rows
+    ]
+
+
+# ---- leases -------------------------------------------------------------------------------------------------------
+
+
+def close_done_leases(writing: Writing, judged: Judged) -> int:
+    """Closes, durably, the leases that are used up, expired, or too small for what was wanted of them; how many."""
+    at = judged.at.isoformat()
+    rows = writing.run(
+        f"SELECT id, CASE WHEN {_USED_UP} THEN 'used up' WHEN expires_at <= ? THEN 'expired' ELSE 'too small' END"
+        f" FROM leases WHERE state = 'active'"
+        f" AND ({_USED_UP} OR expires_at <= ? OR voucher_id IN (SELECT voucher_id FROM wants)) ORDER BY number",
+        (at, at),
+    ).fetchall()
+    return close_leases(writing, judged, dict(rows))
+
+
+def close_leases(writing: Writing, judged: Judged, reasons: Mapping[str, str]) -> int:
+    """Ends the use of these leases by id, each with a `lease_close` in the chain; those not active are left alone."""
+    closed = 0
+    for lease_id, reason in reasons.items():
+        row = writing.run(
+            "SELECT voucher_id, used_units, used_minor FROM leases WHERE id = ? AND state = 'active'", (lease_id,)
+        ).fetchone()
+        if row is None:
+            continue
+        seq = _append_close(writing, judged, lease_id, row, reason)
+        writing.execute(
+            "UPDATE leases SET state = 'closing', reason = ?, close_seq = ? WHERE id = ?", (reason, seq, lease_id)
+        )
+        closed += 1
+    return closed
+
+
+def _append_close(writing: Writing, judged: Judged, lease_id: str, used: tuple[str, int, int], reason: str) -> int:
+    voucher_id, units, minor = used
+    use = Use(voucher_id=voucher_id, revision_sha256=None, lease=lease_id, units=units, minor=minor)
+    body = encode(PlainBody(salt=secrets.token_hex(16), note=reason))
+    return writing.append(EventType.LEASE_CLOSE, new_id(judged.at), judged, body, uses=[use])
+
+
+def _take_leases(writing: Writing, judged: Judged, leases: Sequence[Lease]) -> int:
+    """Takes the leases never seen before; a number at or below the highest ever taken is never taken again (I6).
+
+    One of such a number that was never taken can only be given back: closed with no use, so that it is not held for
+    nobody. One for a voucher whose earlier lease is not closed on the server yet waits for a later answer.
+    """
+    taken = 0
+    known = dict(writing.run("SELECT id, voucher_id FROM leases").fetchall())
+    open_now = {one for (one,) in writing.run("SELECT voucher_id FROM leases WHERE state <> 'closed'")}
+    for lease in sorted(leases, key=lambda one: one.number):
+        if lease.id in known:
+            continue
+        if lease.number <= writing.state.lease_number:
+            seq = _append_close(writing, judged, lease.id, (lease.voucher_id, 0, 0), "came too late")
+            writing.execute(
+                "INSERT INTO leases (id, number, voucher_id, units, minor, expires_at, state, reason, close_seq)"
+                " VALUES (?, ?, ?, ?, ?, ?, 'closed', 'came too late', ?)",
+                (lease.id, lease.number, lease.voucher_id, 0, 0, lease.expires_at.astimezone(UTC), seq),
+            )
+            continue
+        if lease.voucher_id in open_now:
+            continue
+        writing.execute(
+            "INSERT INTO leases (id, number, voucher_id, units, minor, expires_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (lease.id, lease.number, lease.voucher_id, lease.units, lease.minor, lease.expires_at.astimezone(UTC)),
+        )
+        writing.change(lease_number=lease.number)
+        taken += 1
+    return taken
+
+
+# ---- answers ------------------------------------------------------------------------------------------------------
+
+
+def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading) -> tuple[int, int]:
+    """Takes a verified answer; how many leases were granted and how many closed. Steps, in this order:
+
+    1. its positions must be on our own chain (rule 26 of `trust`), else `Untrusted` and nothing is changed
+    2. signed time, epoch and mark
+    3. outcomes of what it acknowledges
+    4. leases whose close it acknowledges are closed
+    5. a new scope or a recall closes leases; with `leases_full`, so does absence
+    6. new leases
+    7. what is durable and old is purged
+    """
+    answer = change.answer
+    state = writing.state
+    new_epoch = answer.server_epoch > state.server_epoch
+    # 1
+    for position in (answer.acknowledged, answer.durable):
+        _demand_ours(writing, position)
+    if answer.acknowledged.seq < state.acknowledged_seq and not new_epoch:
+        raise Untrusted("the server has forgotten events that it acknowledged", code="NOT_OUR_JOURNAL")
+    # 2
+    mark = signed(judged.mark, clock, answer.server_time, lower=new_epoch)
+    writing.change(
+        server_epoch=answer.server_epoch,
+        ledger_mark=answer.ledger_mark,
+        device_state=answer.state,
+        failures=0,
+        not_before_at=None,
+        next_attempt_at=mark.at + timedelta(seconds=answer.retry_after_s) if answer.retry_after_s else None,
+        last_sync_at=mark.at,
+        anomaly="",
+        **mark_columns(mark),
+    )
+    judged = Judged(mark.at, mark.at, mark)
+    # 3
+    _acknowledge(writing, change)
+    # 4
+    writing.execute(
+        "UPDATE leases SET state = 'closed' WHERE state = 'closing' AND close_seq <= ?", (answer.acknowledged.seq,)
+    )
+    # 5
+    reasons = dict.fromkeys(answer.recall, "recalled")
+    listed = {lease.id for lease in answer.leases}
+    for (lease_id,) in writing.run("SELECT id FROM leases WHERE state = 'active'").fetchall():
+        if answer.scope != state.scope:
+            reasons[lease_id] = "another scope"
+        elif answer.leases_full and lease_id not in listed:
+            reasons[lease_id] = "not known to the server"
+    closed = close_leases(writing, judged, reasons)
+    if answer.scope != state.scope:
+        writing.change(scope=answer.scope, bundle_version=0, bundle_serial=state.bundle_serial + 1)
+    # 6
+    granted = _take_leases(writing, judged, answer.leases)
+    # 7
+    _purge(writing, judged.at)
+    return granted, closed
+
+
+def _demand_ours(writing: Writing, position: Position) -> None:
+    if position.seq < writing.state.base_seq:
+        # purged here because it was durable there: the server broke its word, or was swapped
+        if position.seq == 0 and writing.state.base_seq == 0:
+            return
+        raise Untrusted("the server has forgotten events that it called durable", code="NOT_OUR_JOURNAL")
+    ours = position_at(writing, position.seq)
+    if ours is None or ours.hash != position.hash:
+        raise Untrusted(f"the server's journal of this till differs at event {position.seq}", code="NOT_OUR_JOURNAL")
+
+
+def _acknowledge(writing: Writing, change: Accept) -> None:
+    answer, state = change.answer, writing.state
+    exceptions = {exception.seq: exception for exception in answer.exceptions}
+    writing.execute(
+        "UPDATE events SET outcome = ? WHERE seq > ? AND seq <= ?",
+        (Outcome.APPLIED.value, state.acknowledged_seq, answer.acknowledged.seq),
+    )
+    for seq, exception in exceptions.items():
+        writing.execute(
+            "UPDATE events SET outcome = ?, reasons = ? WHERE seq = ? AND id = ?",
+            (exception.outcome.value, " ".join(exception.reasons), seq, exception.id),
+        )
+    counted = writing.run(
+        "SELECT redemptions_so_far, minor_so_far FROM events WHERE seq = ?", (answer.acknowledged.seq,)
+    ).fetchone()
+    if counted is None and answer.acknowledged.seq == 0:
+        counted = (0, 0)
+    if counted is not None:
+        writing.change(acknowledged_redemptions=counted[0], acknowledged_minor=counted[1])
+    writing.change(
+        acknowledged_seq=answer.acknowledged.seq,
+        acknowledged_hash=answer.acknowledged.hash,
+        durable_seq=max(state.base_seq, answer.durable.seq),
+    )
+    for want in change.wants:
+        writing.execute("DELETE FROM wants WHERE voucher_id = ? AND units <= ?", (want.voucher_id, want.units))
+        writing.execute(
+            "UPDATE wants SET units = units - ? WHERE voucher_id = ? AND units > ?",
+            (want.units, want.voucher_id, want.units),
+        )
+
+
+def _purge(writing: Writing, at: datetime) -> None:
+    """Removes the oldest events that are durable on the server and past their time here."""
+    state = writing.state
+    last = None
+    rows = writing.run(
+        "SELECT seq, at, hash FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+        (state.base_seq, state.durable_seq, PURGE_EVENTS_MAX),
+    )
+    for seq, written_at, digest in rows:
+        if datetime.fromisoformat(written_at) > at - RETENTION:
+            break
+        last = (seq, digest)
+    if last is not None:
+        writing.execute("DELETE FROM events WHERE seq <= ?", (last[0],))
+        writing.change(base_seq=last[0], base_hash=last[1])
+    writing.execute("DELETE FROM attempts WHERE state <> 'pending' AND at < ?", (at - RETENTION,))
+    writing.execute("DELETE FROM customer_uses WHERE ends_at < ?", (at.isoformat(),))
+
+
+# ---- roots, floors, failures --------------------------------------------------------------------------------------
+
+
+def trusted_state(view: Writing) -> Trusted:
+    """What `trust` accepted so far: the last root, which was verified when it was kept, and the floors."""
+    raw = view.run("SELECT raw FROM roots ORDER BY version DESC LIMIT 1").fetchone()[0]
+    root = msgspec.json.decode(open_general(raw), type=Root)
+    floors = view.run("SELECT scope, server_epoch, version, digest FROM floors")
+    return Trusted(root, {scope: Floor(*rest) for scope, *rest in floors})
+
+
+def keep_root(writing: Writing, change: KeepRoot) -> None:
+    """A new root, and in the same transaction the floors that its new keys reset."""
+    writing.execute("INSERT INTO roots (version, raw) VALUES (?, ?)", (change.version, change.raw))
+    if change.bundle_changed:
+        writing.execute("DELETE FROM floors")
+    if change.receipt_changed:
+        writing.change(ledger_mark=0)
+
+
+def keep_floor(writing: Writing, manifest: Manifest) -> None:
+    """The floor of I6, and the version in force; written after the cache has committed the bundle."""
+    writing.execute(
+        "INSERT INTO floors (scope, server_epoch, version, digest) VALUES (?, ?, ?, ?) ON CONFLICT (scope) DO UPDATE"
+        " SET server_epoch = excluded.server_epoch, version = excluded.version, digest = excluded.digest",
+        (manifest.scope, manifest.server_epoch, manifest.version, manifest.state_digest),
+    )
+    if manifest.scope == writing.state.scope:
+        writing.change(bundle_version=manifest.version, bundle_serial=writing.state.bundle_serial + 1)
+
+
+def keep_failure(writing: Writing, change: Failed) -> None:
+    """When to come again, across restarts."""
+    writing.change(
+        failures=writing.state.failures + 1,
+        next_attempt_at=change.next_attempt_at,
+        not_before_at=change.not_before_at,
+    )
+    if change.batch_events_max is not None:
+        writing.change(batch_events_max=change.batch_events_max)

@@ -1,0 +1,171 @@
+"""Voids and partial returns, from the shares frozen in the redemption. Source: protocol.md, section 6; engine.md.
+
+A void gives the voucher's unit back and what is left of its amount; a partial return gives back the amount of the units
+that came back, and no unit. No cap and no state of the till ever stops one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from tallystick_client.errors import CallerError, InvalidInput
+from tallystick_client.journal import Writing, new_id
+from tallystick_client.reports import VoidReceipt
+from tallystick_client.terminal import Terminal, as_id, count_customer, find_entries
+from tallystick_shared.engine import Applied, Result
+from tallystick_shared.journal import EventType, RedeemBody, Returned, Use, VoidBody, encode, read_envelope
+from tallystick_shared.model import Order, parse_order
+from tallystick_shared.money import refund_minor
+from tallystick_shared.wire import RedeemAnswer, RedeemRequest
+
+
+class _Redemption(msgspec.Struct, frozen=True):
+    """What was redeemed. `uses` are one for each of `result.applied`, in that order."""
+
+    id: str
+    order: Order
+    result: Result
+    uses: list[Use]
+
+
+def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
+    """Voids a redemption of this till, or takes back some units of it; returns once it is committed. Steps:
+
+    1. the redemption, as it was frozen
+    2. it must not be voided yet, and no more units come back than were sold
+    3. what the customer gets back, and what each voucher gets back
+    4. the event, and what this till remembers of it
+
+    Raises `CallerError` (`UNKNOWN_REDEMPTION`, `ALREADY_VOIDED`), `InvalidInput`, `StorageError`.
+    """
+    as_id(redemption_id)
+    with terminal.journal.write() as writing:
+        # 1
+        redemption = _find(terminal, writing, redemption_id)
+        # 2
+        if writing.run("SELECT 1 FROM voids WHERE redemption_id = ?", (redemption_id,)).fetchone():
+            raise CallerError(f"{redemption_id} was voided before", code="ALREADY_VOIDED")
+        before = dict(
+            writing.run("SELECT line_id, units FROM returns WHERE redemption_id = ?", (redemption_id,)).fetchall()
+        )
+        now = _merged(redemption.order, before, returned)
+        # 3
+        if now:
+            refund = _refund(redemption, before, now)
+            given = [(use, 0, _part(applied, redemption.order, before, now)) for use, applied in _pairs(redemption)]
+        else:
+            refund = max(0, redemption.result.total_minor - _refund(redemption, {}, before))
+            given = [
+                (use, use.units, use.minor - _part(applied, redemption.order, {}, before))
+                for use, applied in _pairs(redemption)
+            ]
+        uses = [
+            Use(use.voucher_id, use.revision_sha256, None, units, minor)
+            for use, units, minor in given
+            if units or minor
+        ]
+        # 4
+        judged = terminal.judged(writing)
+        void_id = new_id(judged.at)
+        lines = [Returned(line_id, units) for line_id, units in now.items()]
+        body = encode(VoidBody(reason=reason[:500], refund_minor=refund, returned=lines, salt=secrets.token_hex(16)))
+        writing.append(EventType.VOID, void_id, judged, body, uses=uses, ref=redemption_id)
+        for line in lines:
+            writing.execute(
+                "INSERT INTO returns VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET units = units + excluded.units",
+                (redemption_id, line.line_id, line.units),
+            )
+        if not now:
+            writing.execute("INSERT INTO voids VALUES (?, ?)", (redemption_id, void_id))
+            _forget_customer(terminal, writing, redemption)
+        return VoidReceipt(void_id, refund, redemption.result.currency)
+
+
+def _find(terminal: Terminal, view: Writing, redemption_id: str) -> _Redemption:
+    row = view.run("SELECT envelope, body FROM events WHERE id = ? AND type = 'redeem'", (redemption_id,)).fetchone()
+    if row is not None:
+        envelope = read_envelope(row[0])
+        if row[1]:
+            body = msgspec.json.decode(row[1], type=RedeemBody)
+            result = msgspec.json.decode(body.result, type=Result)
+            return _Redemption(redemption_id, parse_order(bytes(body.order)), result, envelope.uses)
+    row = view.run(
+        "SELECT request, answer FROM attempts WHERE id = ? AND state = 'redeemed'", (redemption_id,)
+    ).fetchone()
+    if row is not None:
+        return _redeemed_online(terminal, view, redemption_id, row[0], row[1])
+    raise CallerError(
+        f"this till does not know the redemption {redemption_id}: only the till that redeemed it can void it",
+        code="UNKNOWN_REDEMPTION",
+    )
+
+
+def _redeemed_online(
+    terminal: Terminal, view: Writing, redemption_id: str, request: bytes, answer: bytes
+) -> _Redemption:
+    order = parse_order(bytes(msgspec.json.decode(request, type=RedeemRequest).order))
+    result = msgspec.json.decode(msgspec.json.decode(answer, type=RedeemAnswer).result, type=Result)
+    bundle = terminal.bundle(view)
+    uses = []
+    for applied in result.applied:
+        entry = None if bundle is None else next(iter(find_entries(bundle, [applied.code]).values()), None)
+        if entry is None:
+            raise CallerError(
+                f"{applied.code} was redeemed online and is not on this till: the operator has to void it",
+                code="UNKNOWN_REDEMPTION",
+            )
+        uses.append(Use(entry.id, entry.revision_sha256, None, 1, applied.discount_minor))
+    return _Redemption(redemption_id, order, result, uses)
+
+
+def _pairs(redemption: _Redemption) -> list[tuple[Use, Applied]]:
+    return list(zip(redemption.uses, redemption.result.applied, strict=True))
+
+
+def _merged(order: Order, before: dict[str, int], returned: Sequence[Returned]) -> dict[str, int]:
+    """Units that come back now, by line; checked against what was sold and came back before."""
+    quantities = {line.id: line.quantity for line in order.lines}
+    now: dict[str, int] = {}
+    for index, one in enumerate(returned):
+        if one.line_id not in quantities:
+            raise InvalidInput(f"returned[{index}].line_id", "must be a line of the redemption", repr(one.line_id)[:80])
+        now[one.line_id] = now.get(one.line_id, 0) + one.units
+        left = quantities[one.line_id] - before.get(one.line_id, 0)
+        if one.units < 1 or now[one.line_id] > left:
+            raise InvalidInput(f"returned[{index}].units", f"must be 1 to {left}, what is left of line {one.line_id}",
+                               str(now[one.line_id]))  # fmt: skip
+    return now
+
+
+def _refund(redemption: _Redemption, before: dict[str, int], now: dict[str, int]) -> int:
+    """What the customer gets for these units, after those that came back before."""
+    shares = {line.id: line.discount_minor for line in redemption.result.lines}
+    return sum(
+        refund_minor(line.unit_price_minor, line.quantity, shares[line.id], before.get(line.id, 0), now[line.id])
+        for line in redemption.order.lines
+        if line.id in now
+    )
+
+
+def _part(applied: Applied, order: Order, before: dict[str, int], now: dict[str, int]) -> int:
+    """What these units carry of one voucher's discount, spread on a line's units as `refund_minor` does."""
+    shares = {line.id: line.discount_minor for line in applied.lines}
+    part = 0
+    for line in order.lines:
+        if line.id in now and line.id in shares:
+            paid = refund_minor(
+                line.unit_price_minor, line.quantity, shares[line.id], before.get(line.id, 0), now[line.id]
+            )
+            part += now[line.id] * line.unit_price_minor - paid
+    return part
+
+
+def _forget_customer(terminal: Terminal, writing: Writing, redemption: _Redemption) -> None:
+    """A voided redemption is none of the customer's uses any more."""
+    bundle = terminal.bundle(writing)
+    if bundle is not None:
+        for entry in find_entries(bundle, [applied.code for applied in redemption.result.applied]).values():
+            count_customer(writing, entry, redemption.order, -1)

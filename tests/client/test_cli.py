@@ -1,0 +1,270 @@
+"""`tallystick`, as a process: exit codes, one line on standard error, and machine output byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick_client import Till
+from tests.client.conftest import ONCE, TEN, Shop, order
+from tests.client.fake_clock import FakeClock
+from tests.client.fake_server import FakeServer
+
+COMMAND = str(Path(sys.executable).parent / "tallystick")
+REQUEST = {
+    "order": order(),
+    "vouchers": [{**TEN, "currency": "EUR"}],
+    "codes": ["ten", "NOPE"],
+    "at": "2026-11-23T12:00:00Z",
+}
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """The command has the machine's clock, so the server has the same time."""
+    return FakeClock(datetime.now(UTC))
+
+
+def run(*arguments: str, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=60, env=os.environ | environment
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 1, done.stderr
+    if done.stderr:
+        assert done.stderr.startswith("tallystick: ")
+        assert done.stderr.endswith(")\n")
+    return done
+
+
+class Command:
+    """The command for one till."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return run("--dir", str(self.directory), *arguments, given=given)
+
+    def json(self, *arguments: str, given: str = "") -> Any:
+        return json.loads(self(*arguments, "--json", given=given).stdout)
+
+
+@pytest.fixture
+def till(shop: Shop) -> Command:
+    """Enrolled and synced by the command itself."""
+    shop.server.publish(TEN, ONCE)
+    command = Command(shop.work / "till")
+    enrolled = command("enroll", shop.server.url, shop.server.token(), "--name", "front")
+    assert (enrolled.returncode, enrolled.stdout) == (0, "enrolled as front of store 309; next: tallystick sync\n")
+    shop.server.grant(shop.server.device, "ONCE", units=1)
+    assert command("sync").returncode == 0
+    return command
+
+
+# ---- a till
+
+
+def test_a_day_at_the_till(till: Command, shop: Shop) -> None:
+    """Preview, redeem, refusal, void and sync: what programs read, and the exit codes."""
+    asked = json.dumps({"order": order(), "codes": ["once"]})
+    preview = till("preview", "-", "--json", given=asked)
+    redeemed = till.json("redeem", "-", given=asked)
+    assert (preview.returncode, redeemed["redeemed"], redeemed["online"]) == (0, True, False)
+    assert json.dumps(redeemed["result"]) == json.dumps(json.loads(preview.stdout))
+    again = till("redeem", "-", "--json", given=asked)
+    assert again.returncode == 1
+    assert json.loads(again.stdout)["result"]["refused"][0]["reason"] == "NO_ALLOWANCE"
+    part = till.json("void", redeemed["id"], "--return", "1=1")
+    assert part["refund_minor"] == 350
+    assert till.json("void", redeemed["id"], "--reason", "returned")["refund_minor"] == 700
+    status = till.json("status")
+    assert (status["waiting"], status["waiting_redemptions"], status["state"]) == (3, 1, "active")
+    report = till.json("sync")
+    assert (report["acknowledged"], report["leases_closed"]) == (4, 1)
+    assert len(shop.server.device.events) == 4
+
+
+def test_what_a_cashier_reads(till: Command, tmp_path: Path) -> None:
+    """Money with its decimals and currency, why a code was refused, and what to pay."""
+    path = tmp_path / "order.json"
+    path.write_text(json.dumps(order()))
+    shown = till("redeem", str(path), "--code", "TEN", "-c", "NOPE").stdout
+    for text in ("3 x", "4.50", "-1.35", "to pay", "12.15 EUR", "no such code", "REDEEMED on this till", "10 %"):
+        assert text in shown, text
+    refused = till("redeem", str(path), "--code", "NOPE")
+    assert (refused.returncode, "NOTHING REDEEMED" in refused.stdout) == (1, True)
+    status = till("status").stdout
+    for text in ("front, store 309", "active, fresh", "1 events", "Once"):
+        assert text in status, text
+    receipt = till.json("redeem", str(path), "--code", "TEN")
+    assert "VOIDED  give back 12.15 EUR" in till("void", receipt["id"]).stdout
+    assert "acknowledged" in till("sync").stdout
+
+
+def test_online_asks_the_server(till: Command, shop: Shop) -> None:
+    """`--online` takes the server's word where there is a line."""
+    receipt = till.json("redeem", "-", "--online", given=json.dumps({"order": order(), "codes": ["TEN"]}))
+    assert (receipt["online"], receipt["id"]) == (True, next(iter(shop.server.redemptions)))
+
+
+def test_a_stream_answers_line_by_line(till: Command) -> None:
+    """One receipt a line, in order; a bad line has its error in its place; the worst is the exit code."""
+    name = "0190b6a0-0000-7000-8000-000000000001"
+    lines = [
+        {"id": name, "order": order(1), "codes": ["TEN"]},
+        {"order": order(2), "codes": ["NOPE"]},
+        {"id": name, "order": order(1), "codes": ["TEN"]},
+    ]
+    given = "".join(json.dumps(line) + "\n" for line in lines)
+    done = till("redeem", "--stream", "-", given=given)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["redeemed"] for answer in answers] == [True, False, True]
+    assert answers[0] == answers[2]
+    assert done.returncode == 1
+    done = till("redeem", "--stream", "-", given='{"order": 7, "codes": ["TEN"]}\n\n' + given)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (list(answers[0]), answers[0]["code"], len(answers), done.returncode) == (
+        ["error", "code"],
+        "INVALID_FIELD",
+        4,
+        2,
+    )
+    assert till.json("status")["waiting"] == 1
+
+
+def test_a_receipt_is_printed_only_once_it_is_on_the_disk(till: Command, shop: Shop) -> None:
+    """The answer to a line comes before the next line is sent, and is in the journal by then."""
+    command = [COMMAND, "--dir", str(till.directory), "redeem", "--stream"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            process.stdin.write(json.dumps({"order": order(number), "codes": ["TEN"]}).encode() + b"\n")
+            process.stdin.flush()
+            receipt = json.loads(process.stdout.readline())
+            with Till.open(till.directory, clock=shop.clock) as other:
+                assert other._keeper.journal.verify() == number + 1
+            assert receipt["redeemed"]
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "code", "says"),
+    [
+        (["frob"], "", 2, "MISUSE"),
+        (["status", "--clock", "tomorrow"], "", 2, "No such option"),
+        (["redeem", "/nowhere"], "", 2, "NO_FILE"),
+        (["redeem", "-", "-c", "TEN"], "{", 2, "INVALID_FIELD"),
+        (["redeem", "-", "-c", "TEN"], "[]", 2, "INVALID_FIELD"),
+        (["redeem", "-"], json.dumps(order()), 2, "at least one code"),
+        (["preview", "-", "-c", "TEN"], json.dumps({**order(), "currency": "XXX"}), 2, "currency"),
+        (["preview", "-", "-c", "NOPE"], json.dumps(order()), 1, ""),
+        (["void", "x"], "", 2, "must be a UUID"),
+        (["void", "0190b6a0-0000-7000-8000-000000000001"], "", 2, "UNKNOWN_REDEMPTION"),
+        (["void", "0190b6a0-0000-7000-8000-000000000001", "--return", "1"], "", 2, "LINE=UNITS"),
+        (["enroll", "http://127.0.0.1:9", "tally1.x.y.z"], "", 2, "enrolment token"),
+    ],
+)
+def test_misuse_is_one_sentence(till: Command, arguments: list[str], given: str, code: int, says: str) -> None:
+    """Exit 2 (or 1 for a refusal), and what was wrong with it."""
+    done = till(*arguments, given=given)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+
+
+def test_line_and_trust_have_their_own_exit_codes(till: Command, server: FakeServer) -> None:
+    """3 where there is no line, 4 where the server is not believed."""
+    server.script = [lambda _path, _answer: (200, {}, b"<html>")]
+    assert till("sync").returncode == 4
+    server.script = [lambda _path, _answer: None]
+    done = till("sync")
+    assert (done.returncode, "NO_CONNECTION" in done.stderr) == (3, True)
+
+
+def test_the_directory_comes_from_the_environment(till: Command) -> None:
+    """TALLYSTICK_DIR, or --dir, which wins; and without a till a sentence."""
+    assert json.loads(run("status", "--json", TALLYSTICK_DIR=str(till.directory)).stdout)["name"] == "front"
+    done = run("status", TALLYSTICK_DIR="/nowhere/at/all")
+    assert (done.returncode, "NOT_A_TILL" in done.stderr) == (2, True)
+
+
+def test_what_should_not_happen_is_a_sentence_too(till: Command) -> None:
+    """A directory in place of a file, an order that is not text: never a traceback."""
+    assert till("redeem", str(till.directory), "-c", "TEN").returncode == 2
+    done = subprocess.run(
+        [COMMAND, "--dir", str(till.directory), "redeem", "-", "-c", "TEN"], input=b"\xff\xfe\x00", capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_nobody_reading_is_no_error(till: Command) -> None:
+    """`tallystick ... | head -1` ends quietly."""
+    lines = "".join(json.dumps({"order": order(number), "codes": ["TEN"]}) + "\n" for number in range(50))
+    shell = f"'{COMMAND}' --dir '{till.directory}' redeem --stream - | head -1"
+    done = subprocess.run(["sh", "-c", shell], input=lines, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_without_typer_and_rich_it_says_what_to_install(tmp_path: Path) -> None:
+    """The core of the client does not need them, and the command says so in one line."""
+    program = (
+        "import sys; sys.modules['typer'] = None; sys.modules['rich'] = None\n"
+        "from tallystick_client.entry import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "tallystick: the command line needs two more packages: pip install 'tallystick-client[cli]' (NO_CLI)\n"
+    )
+
+
+# ---- evaluate
+
+
+def test_evaluate_prints_the_result() -> None:
+    """engine.md, last section: keys in order, no spaces, exit 0 although a code was refused."""
+    done = run("evaluate", "-", given=json.dumps(REQUEST, indent=2))
+    assert done.returncode == 0
+    assert done.stdout.startswith('{"currency":"EUR","subtotal_minor":1350,"discount_minor":135,')
+    result = json.loads(done.stdout)
+    assert [refused["reason"] for refused in result["refused"]] == ["UNKNOWN_CODE"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_evaluate_takes_ndjson(reverse: bool) -> None:
+    """One result a line; a bad line has its error in its place, the rest go on, exit 2."""
+    lines = [json.dumps(REQUEST), "{not json", json.dumps({**REQUEST, "colour": 1})]
+    done = run("evaluate", "-", given="\n".join(reversed(lines) if reverse else lines) + "\n")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 2
+    good = answers.pop(2 if reverse else 0)
+    assert good["discount_minor"] == 135
+    assert all(list(answer) == ["error", "code"] for answer in answers)
+    assert run("evaluate", "-", given=f"{json.dumps(REQUEST)}\n\n{json.dumps(REQUEST)}\n").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "path"),
+    [
+        ({"at": "noon"}, "at"),
+        ({"order": {**order(), "currency": "euro"}}, "order.currency"),
+        ({"vouchers": [{**TEN, "discount": {"type": "percentage", "percent": 0}}]}, "vouchers[0].discount.percent"),
+        ({"codes": [""]}, "codes[0]"),
+    ],
+)
+def test_evaluate_names_the_field(changed: dict[str, Any], path: str) -> None:
+    """One clear line with the path of the field, exit 2, nothing on standard output."""
+    done = run("evaluate", "-", given=json.dumps({**REQUEST, **changed}, indent=1))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"tallystick: {path}: ")

@@ -1,0 +1,134 @@
+"""Sync over real HTTP on loopback: what waits arrives once, whatever the line and the server do."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tallystick_client import LineError, RemoteError, Till, TryLater
+from tests.client.conftest import ONCE, TEN, Shop, arrived, order, sell
+from tests.client.fake_server import loses_the_answer, loses_the_request, passes, says
+
+
+@pytest.fixture
+def till(shop: Shop) -> Till:
+    shop.server.publish(TEN, ONCE)
+    return shop.enroll()
+
+
+def test_what_waits_arrives_in_order_once(till: Till, shop: Shop) -> None:
+    """Every redemption, in the order of the journal; a second sync sends none of them again."""
+    ids = sell(till, 7)
+    report = till.sync()
+    assert (report.sent, report.acknowledged, report.outcomes) == (7, 7, {"applied": 7})
+    assert arrived(shop) == ids
+    assert till.sync().sent == 0
+    assert till.status().waiting == 0
+
+
+def test_a_long_queue_goes_in_several_rounds(till: Till, shop: Shop) -> None:
+    """At most 500 events a batch, until nothing is left."""
+    ids = sell(till, 620)
+    report = till.sync()
+    assert (report.rounds, report.acknowledged) == (2, 620)
+    assert [head.events.count for head in shop.server.heads[-2:]] == [500, 120]
+    assert arrived(shop) == ids
+
+
+def test_a_batch_stays_within_its_bytes(till: Till, shop: Shop) -> None:
+    """At most 1 MiB uncompressed, however few events that is."""
+    for number in range(60):
+        large = order(number)
+        large["attributes"] = {f"note{index}": "x" * 250 for index in range(90)}
+        till.redeem(large, ["TEN"])
+    assert till.sync().acknowledged == 60
+    assert max(head.events.count for head in shop.server.heads) < 50
+
+
+@pytest.mark.parametrize("where", range(3))
+@pytest.mark.parametrize("fault", [loses_the_request, loses_the_answer, says(503), says(429)])
+def test_whatever_is_lost_on_the_way_nothing_is_lost(till: Till, shop: Shop, fault: Any, where: int) -> None:
+    """A line that breaks at any request of a sync: the next one brings everything, once."""
+    shop.server.publish({**TEN, "code": "NEW"})
+    ids = sell(till, 3)
+    shop.server.script = [*[passes] * where, fault]
+    with pytest.raises(TryLater):
+        till.sync()
+    till.sync()
+    assert arrived(shop) == ids
+    assert till.status().waiting == 0
+    assert till.status().bundle_version == 2
+
+
+def test_413_halves_the_batch(till: Till, shop: Shop) -> None:
+    """Until it fits; later batches grow again."""
+    ids = sell(till, 8)
+    shop.server.script = [says(413), says(413)]
+    report = till.sync()
+    assert [head.events.count for head in shop.server.heads[-4:]] == [2, 2, 2, 2]
+    assert (report.acknowledged, arrived(shop)) == (8, ids)
+    sell(till, 5)
+    till.sync()
+    assert shop.server.heads[-2].events.count == 4
+
+
+def test_a_single_event_that_is_too_large_is_said(till: Till, shop: Shop) -> None:
+    """What cannot be halved is reported as the server's refusal, not tried for ever."""
+    sell(till, 1)
+    shop.server.script = [says(413, "TOO_LARGE")]
+    with pytest.raises(RemoteError) as caught:
+        till.sync()
+    assert caught.value.code == "TOO_LARGE"
+    assert till.sync().acknowledged == 1
+
+
+def test_a_batch_that_fails_again_and_again_is_halved(till: Till, shop: Shop) -> None:
+    """In case it is the batch: after three failures in a row it has half its events."""
+    sell(till, 8)
+    shop.server.script = [says(500)] * 3
+    for _ in range(3):
+        with pytest.raises(TryLater):
+            till.sync()
+    till.sync()
+    assert shop.server.heads[-2].events.count == 4
+    assert till.status().waiting == 0
+
+
+def test_401_is_tried_once_more_with_a_new_signature(till: Till, shop: Shop) -> None:
+    """And then it is the server's refusal."""
+    shop.server.script = [says(401, "NOT_AUTHENTICATED")]
+    assert till.sync().state == "active"
+    shop.server.script = [says(401, "NOT_AUTHENTICATED")] * 2
+    with pytest.raises(RemoteError) as caught:
+        till.sync()
+    assert caught.value.code == "NOT_AUTHENTICATED"
+
+
+def test_when_to_come_again_survives_a_restart(till: Till, shop: Shop) -> None:
+    """The next attempt is kept; `Retry-After` binds every sync, the till's own back-off only a patient one."""
+    shop.server.script = [loses_the_request]
+    with pytest.raises(TryLater) as caught:
+        till.sync()
+    kept = shop.open().status().next_sync_at
+    assert kept == caught.value.next_attempt_at
+    assert shop.clock.now() <= kept <= shop.clock.now() + timedelta(seconds=300)
+    shop.server.script = [says(429, "SLOW", **{"retry-after": "120"})]
+    with pytest.raises(TryLater):
+        till.sync()
+    before = len(shop.server.requests)
+    with pytest.raises(TryLater, match="asked not to be called before 09:02:00"):
+        shop.open().sync()
+    assert len(shop.server.requests) == before
+    shop.clock.run(seconds=121)
+    assert till.sync().state == "active"
+    assert till.status().next_sync_at is None
+
+
+def test_no_server_is_no_line(shop: Shop, till: Till) -> None:
+    """A refused connection is the line's fault, and says so."""
+    shop.server.publish()
+    till._line._url = "http://127.0.0.1:9"
+    with pytest.raises(LineError, match="no line to the server"):
+        till.sync()
