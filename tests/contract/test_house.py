@@ -57,10 +57,10 @@ def test_the_client_alone_brings_no_server(wheels: dict[str, Path], tmp_path: Pa
     )
     assert used.returncode == 0, used.stderr
     # the command exists and says in one line what it needs
-    command = subprocess.run([str(empty / "bin" / "tallystick"), "status"], capture_output=True, text=True)
-    assert command.returncode == 2
-    assert "tallystick-client[cli]" in command.stderr
-    assert "Traceback" not in command.stderr
+    said = subprocess.run([str(empty / "bin" / "tallystick"), "status"], capture_output=True, text=True)
+    assert said.returncode == 2
+    assert "tallystick-client[cli]" in said.stderr
+    assert "Traceback" not in said.stderr
 
 
 def test_the_three_have_one_version_and_pin_each_other_exactly() -> None:

@@ -1,0 +1,141 @@
+"""One way to read and one way to write, on SQLite and on PostgreSQL alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from tallystick_server.settings import Settings
+from tallystick_server.tables import SCHEMA_REVISION
+from tallystick_shared.errors import CallerError, LineError
+
+T = TypeVar("T")
+Transaction = AsyncConnection
+ATTEMPTS: Final = 8
+CHUNK: Final = 5_000
+"""Values in one IN list: SQLite takes 32,766 parameters in a statement, PostgreSQL 32,767."""
+_TRANSIENT: Final = ("40001", "40P01")
+"""Serialisation failure and deadlock, by SQLSTATE."""
+
+
+class Again(Exception):
+    """Somebody else committed first: the transaction is to be run once more from its start. Never leaves `write`."""
+
+
+class Database:
+    """The engine, and its only two doors: `read` and `write`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._sqlite_file = settings.sqlite_file
+        # an error of the database goes to the log, and its parameters are customers and what they bought
+        self.engine: AsyncEngine = create_async_engine(
+            settings.database_url,
+            connect_args={"timeout": 30} if settings.sqlite_file else {},
+            hide_parameters=True,
+        )
+        # SQLite has one writer: waiting for it here is fair, waiting in its busy handler is not
+        self._one_writer = asyncio.Lock() if settings.sqlite_file else nullcontext()
+        if settings.sqlite_file:
+            event.listen(self.engine.sync_engine, "connect", _sqlite_pragmas)
+            event.listen(self.engine.sync_engine, "begin", _sqlite_begin)
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        async with self.engine.connect() as connection:
+            yield connection
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """What `work` returns, committed. `work` runs again where another transaction came between.
+
+        Raises what `work` raises, rolled back, and `LineError` (`DATABASE_BUSY`) where it never came through.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                async with self._one_writer, self.engine.connect() as plain:
+                    connection = await plain.execution_options(tallystick_write=True)
+                    async with connection.begin():
+                        return await work(connection)
+            except Again:
+                continue
+            except DBAPIError as error:
+                # the same key inserted twice at once: the second run finds the first one's row and says so
+                lost_a_race = isinstance(error, IntegrityError) and attempt == 0
+                if not lost_a_race and getattr(error.orig, "sqlstate", None) not in _TRANSIENT:
+                    raise
+        raise LineError("the database is busy, try again in a moment", code="DATABASE_BUSY")
+
+    async def migrate(self) -> None:
+        """Every migration up to the newest, in one transaction."""
+
+        try:
+            async with self._one_writer, self.engine.connect() as plain:
+                connection = await plain.execution_options(tallystick_write=True)
+                async with connection.begin():
+                    await connection.run_sync(_upgrade)
+        except (OSError, SQLAlchemyError) as error:
+            raise CallerError("the database cannot be reached or written to", code="NO_DATABASE") from error
+
+    async def is_migrated(self) -> bool:
+        """Whether it is at the newest migration. Raises `CallerError` (`NO_DATABASE`) where it cannot be reached."""
+        if self._sqlite_file is not None and not self._sqlite_file.exists():
+            return False
+        try:
+            async with self.read() as connection:
+                return await connection.run_sync(_revision) == SCHEMA_REVISION
+        except (OSError, SQLAlchemyError) as error:
+            raise CallerError("the database cannot be reached", code="NO_DATABASE") from error
+
+    async def must_be_ready(self) -> None:
+        """Raises `CallerError` (`NOT_INITIALISED`) where `tallystick-server init` has not been run on it."""
+        if not await self.is_migrated():
+            where = self._sqlite_file or "TALLYSTICK_DATABASE_URL"
+            raise CallerError(
+                f"the database ({where}) is not there or not up to date: run tallystick-server init first",
+                code="NOT_INITIALISED",
+            )
+
+
+def chunks(values: Sequence[T]) -> list[Sequence[T]]:
+    return [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
+
+
+def _upgrade(connection: Connection) -> None:
+    # only `init` needs Alembic, and it takes half a second to import
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "tallystick_server:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def _sqlite_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    any_connection: Any = connection
+    any_connection.isolation_level = None  # the driver begins nothing by itself, `_sqlite_begin` does
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("tallystick_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,11 @@
+"""Alembic's entry: the connection is handed over by `tallystick_server.database`, there is no other way in."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from tallystick_server.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,267 @@
+"""Every address of the server. Bodies are read once, by prebuilt strict decoders, and documented from the same structs.
+
+Device routes are those of `tallystick_shared.wire`; all others need an operator key, but for roots, blobs (whose digest
+is the capability) and the health check, which tell nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, cast
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.connection import ASGIConnection
+from litestar.handlers.base import BaseRouteHandler
+from litestar.params import FromPath, FromQuery, QueryParameter
+from sqlalchemy import select
+
+from tallystick_server import bundles, devices, operating, redemptions, vouchers
+from tallystick_server import sync as syncing
+from tallystick_server.database import Transaction
+from tallystick_server.documents import NewCampaign, NewScope, NewToken, NoBody, Resolution, body
+from tallystick_server.server import FIRST_SCOPE, Server, not_found
+from tallystick_server.tables import server as server_table
+from tallystick_shared.codes import fold
+from tallystick_shared.errors import InvalidInput
+from tallystick_shared.signing import sha256_hex
+from tallystick_shared.wire import DeviceState
+
+JSON, JOSE, SYNC = "application/json", "application/jose", "application/vnd.tallystick.sync"
+AnyRequest = Request[Any, Any, Any]
+T = TypeVar("T")
+Scopes = Annotated[list[str] | None, QueryParameter(name="scope")]
+Limit = Annotated[int, QueryParameter(ge=1, le=operating.PAGE_MAX)]
+
+
+class Ok(msgspec.Struct, frozen=True):
+    status: str = "ok"
+
+
+def _server(connection: AnyRequest | ASGIConnection[Any, Any, Any, Any]) -> Server:
+    return cast(Server, connection.app.state.server)
+
+
+async def operator(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """The guard of every operator route."""
+    await operating.must_be_operator(_server(connection), connection.headers.get("authorization", ""))
+
+
+async def _read(request: AnyRequest, kind: type[T]) -> T:
+    raw = await request.body()
+    try:
+        return cast(T, _DECODERS[kind].decode(raw or b"{}"))
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise InvalidInput(where.rstrip("`"), what[:1].lower() + what[1:]) from error
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise InvalidInput("", "must be JSON") from error
+
+
+_DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (NewCampaign, NewScope, NewToken, Resolution, NoBody)
+}
+
+
+def _json(value: object, status_code: int = 200) -> Response[bytes]:
+    return Response(msgspec.json.encode(value), media_type=JSON, status_code=status_code)
+
+
+def _page(name: str, items: Sequence[Any], limit: int) -> Response[bytes]:
+    """`next` is the cursor of the page after this one, or null."""
+    return _json({name: items, "next": items[-1].id if len(items) == limit else None})
+
+
+# devices
+
+
+@get("/v1/roots/{version:int}")
+async def get_root(request: AnyRequest, version: FromPath[int]) -> Response[bytes]:
+    root = _server(request).keys.roots.get(version)
+    if root is None:
+        raise not_found("root")
+    return Response(root, media_type="application/jose+json")
+
+
+@post("/v1/devices", operation_class=body((JOSE, "EnrolRequest")))
+async def enrol(request: AnyRequest) -> Response[bytes]:
+    return Response(await devices.enrol(_server(request), await request.body()), media_type=JOSE)
+
+
+@get("/v1/scopes/{scope_name:str}/manifest")
+async def get_manifest(request: AnyRequest, scope_name: FromPath[str]) -> Response[bytes]:
+    header, server = request.headers.get("authorization", ""), _server(request)
+    device = await devices.active_request(server, header, "GET", request.scope["path"])
+    if device.scope != scope_name:
+        raise not_found("scope")
+    signed = await bundles.manifest(server, scope_name)
+    etag = f'"{sha256_hex(signed)}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if etag in [one.strip() for one in request.headers.get("if-none-match", "").split(",")]:
+        return Response(b"", status_code=304, headers=headers, media_type=JOSE)
+    return Response(signed, headers=headers, media_type=JOSE)
+
+
+@get("/v1/blobs/{sha256:str}")
+async def get_blob(request: AnyRequest, sha256: FromPath[str]) -> Response[bytes]:
+    data = await bundles.blob(_server(request), sha256)
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", "ETag": f'"{sha256}"'}
+    return Response(data, headers=headers, media_type="application/zstd")
+
+
+@post("/v1/sync", status_code=200, operation_class=body((SYNC, "SyncHead")))
+async def post_sync(request: AnyRequest) -> Response[bytes]:
+    return Response(await syncing.sync(_server(request), await request.body()), media_type=JOSE)
+
+
+@post("/v1/redemptions", status_code=200, operation_class=body((JSON, "RedeemRequest"), (JOSE, "RedeemRequest")))
+async def post_redemption(request: AnyRequest) -> Response[bytes]:
+    server = _server(request)
+    if request.content_type[0] == JOSE:
+        answer = await redemptions.redeem_by_device(server, await request.body())
+    else:
+        await operating.must_be_operator(server, request.headers.get("authorization", ""))
+        answer = await redemptions.redeem_by_operator(server, await request.body())
+    return Response(answer, media_type=JSON)
+
+
+# operators
+
+
+@post("/v1/vouchers", guards=[operator], operation_class=body((JSON, "Voucher")))
+async def post_voucher(request: AnyRequest, scopes: Scopes = None) -> Response[bytes]:
+    server, raw = _server(request), await request.body()
+
+    async def work(transaction: Transaction) -> vouchers.VoucherView:
+        now = server.clock()
+        voucher_id = await vouchers.create(transaction, raw, scopes or [FIRST_SCOPE], server.settings, now=now)
+        return (await vouchers.view(transaction, voucher_id=voucher_id, limit=1))[0]
+
+    return _json(await server.database.write(work), 201)
+
+
+@get("/v1/vouchers", guards=[operator])
+async def list_vouchers(
+    request: AnyRequest, code: FromQuery[str | None] = None, cursor: FromQuery[str] = "", limit: Limit = 100
+) -> Response[bytes]:
+    try:
+        folded = "" if code is None else fold(code)
+    except InvalidInput as error:
+        raise error.under("code") from None
+    async with _server(request).database.read() as connection:
+        found = await vouchers.view(connection, folded=folded, after=cursor, limit=limit)
+    return _page("vouchers", found, limit)
+
+
+@get("/v1/vouchers/{voucher_id:str}", guards=[operator])
+async def get_voucher(request: AnyRequest, voucher_id: FromPath[str]) -> Response[bytes]:
+    async with _server(request).database.read() as connection:
+        found = await vouchers.view(connection, voucher_id=voucher_id, limit=1)
+    if not found:
+        raise not_found("voucher")
+    return _json(found[0])
+
+
+@post(
+    "/v1/vouchers/{voucher_id:str}/deactivate", status_code=200, guards=[operator],
+    operation_class=body((JSON, "NoBody"), required=False),
+)  # fmt: skip
+async def deactivate_voucher(request: AnyRequest, voucher_id: FromPath[str]) -> Response[bytes]:
+    server = _server(request)
+    await _read(request, NoBody)
+    await server.database.write(lambda t: vouchers.deactivate(t, voucher_id, now=server.clock()))
+    return _json(Ok())
+
+
+@post("/v1/campaigns", guards=[operator], operation_class=body((JSON, "NewCampaign")))
+async def post_campaign(request: AnyRequest) -> Response[bytes]:
+    server, new = _server(request), await _read(request, NewCampaign)
+    now, name = server.clock(), new.name or new.id
+    view = await server.database.write(lambda t: operating.create_campaign(t, new.id, name, now=now))
+    return _json(view, 201)
+
+
+@get("/v1/campaigns", guards=[operator])
+async def list_campaigns(request: AnyRequest) -> Response[bytes]:
+    async with _server(request).database.read() as connection:
+        return _json({"campaigns": await operating.list_campaigns(connection)})
+
+
+@post("/v1/scopes", guards=[operator], operation_class=body((JSON, "NewScope")))
+async def post_scope(request: AnyRequest) -> Response[bytes]:
+    server, new = _server(request), await _read(request, NewScope)
+    await server.database.write(lambda t: bundles.create_scope(t, new.name, now=server.clock()))
+    return _json(new, 201)
+
+
+@get("/v1/scopes", guards=[operator])
+async def list_scopes(request: AnyRequest) -> Response[bytes]:
+    async with _server(request).database.read() as connection:
+        return _json({"scopes": await operating.list_scopes(connection)})
+
+
+@post("/v1/tokens", guards=[operator], operation_class=body((JSON, "NewToken")))
+async def post_token(request: AnyRequest) -> Response[bytes]:
+    server, new = _server(request), await _read(request, NewToken)
+    token = await devices.make_token(server, store_id=new.store_id, scope=new.scope, ttl_s=new.ttl_s)
+    return _json({"token": str(token)}, 201)
+
+
+@get("/v1/devices", guards=[operator])
+async def list_devices(request: AnyRequest, cursor: FromQuery[str] = "", limit: Limit = 100) -> Response[bytes]:
+    async with _server(request).database.read() as connection:
+        return _page("devices", await operating.list_devices(connection, after=cursor, limit=limit), limit)
+
+
+@post(
+    [f"/v1/devices/{{device_id:str}}/{verb}" for verb in ("suspend", "revoke", "lost")], status_code=200,
+    guards=[operator], operation_class=body((JSON, "NoBody"), required=False),
+)  # fmt: skip
+async def change_device(request: AnyRequest, device_id: FromPath[str]) -> Response[bytes]:
+    verbs = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "lost": DeviceState.LOST}
+    state = verbs[request.scope["path"].rstrip("/").rpartition("/")[2]]
+    await _read(request, NoBody)
+    await _server(request).database.write(lambda t: devices.change_state(t, device_id, state))
+    return _json({"id": device_id, "state": state})
+
+
+@get("/v1/flagged", guards=[operator])
+async def list_flagged(
+    request: AnyRequest, flag_state: Annotated[str, QueryParameter(name="state")] = "open", cursor: FromQuery[int] = 0,
+    limit: Limit = 100,
+) -> Response[bytes]:  # fmt: skip
+    async with _server(request).database.read() as connection:
+        found = await operating.list_flagged(connection, state=flag_state, after=cursor, limit=limit)
+    return _page("flagged", found, limit)
+
+
+@post(
+    "/v1/flagged/{flag_id:int}/resolve", status_code=200, guards=[operator],
+    operation_class=body((JSON, "Resolution"), required=False),
+)  # fmt: skip
+async def resolve_flagged(request: AnyRequest, flag_id: FromPath[int]) -> Response[bytes]:
+    server, said = _server(request), await _read(request, Resolution)
+    await server.database.write(lambda t: operating.resolve(t, flag_id, said.note, now=server.clock()))
+    return _json(Ok())
+
+
+@get("/v1/status", guards=[operator])
+async def get_status(request: AnyRequest) -> Response[bytes]:
+    server = _server(request)
+    async with server.database.read() as connection:
+        return _json(await operating.status(server, connection))
+
+
+@get("/health/live")
+async def get_live(request: AnyRequest) -> Response[bytes]:
+    """200 where the process runs and the database answers."""
+    async with _server(request).database.read() as connection:
+        await connection.execute(select(server_table.c.id))
+    return _json(Ok())
+
+
+HANDLERS = [
+    get_root, enrol, get_manifest, get_blob, post_sync, post_redemption, post_voucher, list_vouchers, get_voucher,
+    deactivate_voucher, post_campaign, list_campaigns, post_scope, list_scopes, post_token, list_devices,
+    change_device, list_flagged, resolve_flagged, get_status, get_live,
+]  # fmt: skip

@@ -1,0 +1,389 @@
+"""All tables. The rules of the protocol that a database can hold are constraints here (protocol.md, section 1).
+
+Ids are UUIDs in their usual spelling, digests 64 hexadecimal digits, amounts minor units, times UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+SCHEMA_REVISION = "0001"
+"""The newest migration, which these tables are."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time: `timestamptz` on PostgreSQL, UTC text on SQLite, which knows no zones."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+_ID = String(36)
+_DIGEST = String(64)
+_NAME = String(128)
+_SERIAL = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _amount(name: str, *, nullable: bool = False, default: int | None = None) -> Column[Any]:
+    return Column(name, BigInteger, nullable=nullable, server_default=None if default is None else text(str(default)))
+
+
+server = Table(
+    "server",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("server_id", _ID, nullable=False),
+    Column("server_epoch", Integer, nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+    CheckConstraint("state IN ('normal', 'restore_suspected')", name="state"),
+)
+
+operator_keys = Table(
+    "operator_keys",
+    metadata,
+    Column("sha256", _DIGEST, primary_key=True),
+    Column("name", _NAME, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+scopes = Table(
+    "scopes",
+    metadata,
+    Column("name", _NAME, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("vouchers", Integer, nullable=False),
+    # the sum of `voucher_digest` of the scope's vouchers, modulo 2**256, in hexadecimal
+    Column("state_digest", _DIGEST, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    # the newest signed manifest, and the version and snapshot it names
+    Column("manifest", LargeBinary),
+    Column("manifest_version", BigInteger),
+    Column("manifest_signed_at", UtcTime),
+    Column("snapshot_version", BigInteger),
+    Column("snapshot_sha256", _DIGEST),
+    Column("snapshot_bytes", BigInteger),
+    CheckConstraint("version >= 1", name="version"),
+)
+
+campaigns = Table(
+    "campaigns",
+    metadata,
+    Column("id", String(256), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+vouchers = Table(
+    "vouchers",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("code", String(128), nullable=False),
+    Column("folded", String(512), nullable=False),
+    Column("campaign_id", String(256), nullable=False),
+    # of the current revision, so that no query has to read its JSON
+    Column("revision", Integer, nullable=False),
+    Column("revised_at", UtcTime, nullable=False),
+    Column("sha256", _DIGEST, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("policy", String(16), nullable=False),
+    Column("valid_from", UtcTime),
+    Column("valid_until", UtcTime),
+    _amount("largest_minor", nullable=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("deactivated_at", UtcTime),
+    UniqueConstraint("folded"),
+)
+
+voucher_revisions = Table(
+    "voucher_revisions",
+    metadata,
+    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("sha256", _DIGEST, nullable=False),
+    Column("json", LargeBinary, nullable=False),
+    Column("published_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("voucher_id", "revision"),
+)
+
+scope_vouchers = Table(
+    "scope_vouchers",
+    metadata,
+    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    PrimaryKeyConstraint("scope", "voucher_id"),
+    Index(None, "voucher_id"),
+)
+
+# I1, per voucher and measure: units (limits.total) or minor (limits.budget_minor). `held` is q of open and burned
+# leases, `closed_used` u of closed ones, `released_known` k of released ones.
+pools = Table(
+    "pools",
+    metadata,
+    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    Column("measure", String(8), nullable=False),
+    _amount("limit"),
+    _amount("free"),
+    _amount("online", default=0),
+    _amount("uncovered", default=0),
+    _amount("voided", default=0),
+    _amount("held", default=0),
+    _amount("closed_used", default=0),
+    _amount("released_known", default=0),
+    PrimaryKeyConstraint("voucher_id", "measure"),
+    CheckConstraint("measure IN ('units', 'minor')", name="measure"),
+    CheckConstraint(
+        'free + online + uncovered + held + closed_used + released_known - voided = "limit"', name="adds_up"
+    ),
+    CheckConstraint(
+        "online >= 0 AND uncovered >= 0 AND voided >= 0 AND held >= 0 AND closed_used >= 0 AND released_known >= 0",
+        name="not_negative",
+    ),
+)
+
+enrolment_tokens = Table(
+    "enrolment_tokens",
+    metadata,
+    Column("sha256", _DIGEST, primary_key=True),
+    Column("store_id", _NAME, nullable=False),
+    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("device_id", _ID),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("kid", _DIGEST, nullable=False),
+    Column("public_x", String(64), nullable=False),
+    Column("name", _NAME, nullable=False),
+    Column("store_id", _NAME, nullable=False),
+    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("enrolled_at", UtcTime, nullable=False),
+    Column("last_sync_at", UtcTime),
+    # the end of branch 0, the journal as it is known, and how many branches there are
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", _DIGEST, nullable=False),
+    Column("branches", Integer, nullable=False),
+    Column("last_event_at", UtcTime),
+    Column("boot_id", String(64)),
+    Column("monotonic_s", BigInteger),
+    Column("lease_number", BigInteger, nullable=False),
+    UniqueConstraint("kid"),
+    CheckConstraint("state IN ('pending', 'active', 'suspended', 'revoked', 'lost')", name="state"),
+    Index(None, "scope"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    _amount("units", nullable=True),
+    _amount("minor", nullable=True),
+    _amount("known_units", default=0),
+    _amount("known_minor", default=0),
+    Column("state", String(16), nullable=False),
+    Column("granted_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("recalled_at", UtcTime),
+    # why it is burned: a lost device's late close still returns the rest, a forked one's does not
+    Column("burned_by", String(8)),
+    # the device has closed it, but unreadable events lie before that close: held until a person decides
+    Column("close_seq", BigInteger),
+    UniqueConstraint("device_id", "number"),
+    CheckConstraint("state IN ('open', 'closed', 'burned', 'released')", name="state"),
+    CheckConstraint("burned_by IN ('lost', 'forked')", name="burned_by"),
+    CheckConstraint("known_units >= 0 AND (units IS NULL OR known_units <= units)", name="known_units"),
+    CheckConstraint("known_minor >= 0 AND (minor IS NULL OR known_minor <= minor)", name="known_minor"),
+    Index(
+        "ix_leases_one_open",
+        "device_id",
+        "voucher_id",
+        unique=True,
+        sqlite_where=text("state = 'open'"),
+        postgresql_where=text("state = 'open'"),
+    ),
+    Index(
+        "ix_leases_open_voucher",
+        "voucher_id",
+        sqlite_where=text("state = 'open'"),
+        postgresql_where=text("state = 'open'"),
+    ),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("branch", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    # null where the envelope cannot be read
+    Column("event_id", _ID),
+    Column("type", String(16)),
+    Column("at", UtcTime),
+    Column("envelope", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("hash", _DIGEST, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("reasons", Text, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("device_id", "branch", "seq"),
+    Index(
+        "ix_events_quarantined",
+        "device_id",
+        sqlite_where=text("outcome = 'quarantined'"),
+        postgresql_where=text("outcome = 'quarantined'"),
+    ),
+)
+
+# I8: one effect for each id of an issuer (a device's id, or "operator"), for ever
+redemptions = Table(
+    "redemptions",
+    metadata,
+    Column("issuer", _ID, nullable=False),
+    Column("redemption_id", _ID, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("device_id", _ID, ForeignKey(devices.c.id)),
+    Column("store_id", String(256)),
+    Column("customer_id", String(256)),
+    Column("online", Integer, nullable=False),
+    # what was asked: the order and the codes; empty where the body of an event cannot be read
+    Column("content_sha256", _DIGEST, nullable=False),
+    Column("body_sha256", _DIGEST),
+    Column("result", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("issuer", "redemption_id"),
+    Index(None, "at"),
+)
+
+redemption_uses = Table(
+    "redemption_uses",
+    metadata,
+    Column("issuer", _ID, nullable=False),
+    Column("redemption_id", _ID, nullable=False),
+    Column("voucher_id", _ID, nullable=False),
+    Column("revision_sha256", _DIGEST),
+    _amount("units"),
+    _amount("minor"),
+    _amount("settled_minor", nullable=True),
+    Column("lease_id", _ID),
+    Column("cover", String(8), nullable=False),
+    _amount("voided_units", default=0),
+    _amount("voided_minor", default=0),
+    PrimaryKeyConstraint("issuer", "redemption_id", "voucher_id"),
+    ForeignKeyConstraint(["issuer", "redemption_id"], ["redemptions.issuer", "redemptions.redemption_id"]),
+    CheckConstraint("cover IN ('lease', 'online', 'open', 'none')", name="cover"),
+    CheckConstraint("voided_units >= 0 AND voided_units <= units", name="voided_units"),
+    CheckConstraint("voided_minor >= 0 AND voided_minor <= minor", name="voided_minor"),
+    Index(None, "voucher_id"),
+)
+
+customer_uses = Table(
+    "customer_uses",
+    metadata,
+    Column("voucher_id", _ID, nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    _amount("units"),
+    PrimaryKeyConstraint("voucher_id", "customer_id"),
+    CheckConstraint("units >= 0", name="units"),
+)
+
+# what each device sold or could not sell of each voucher: what leases are allocated by
+demand = Table(
+    "demand",
+    metadata,
+    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    _amount("units"),
+    Column("at", UtcTime, nullable=False),
+    PrimaryKeyConstraint("device_id", "voucher_id"),
+)
+
+flags = Table(
+    "flags",
+    metadata,
+    Column("id", _SERIAL, primary_key=True),
+    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("branch", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("raised_at", UtcTime, nullable=False),
+    Column("resolved_at", UtcTime),
+    Column("note", Text, nullable=False, default=""),
+    UniqueConstraint("device_id", "branch", "seq", "reason"),
+    CheckConstraint("state IN ('open', 'resolved')", name="state"),
+    Index("ix_flags_open", "id", sqlite_where=text("state = 'open'"), postgresql_where=text("state = 'open'")),
+    sqlite_autoincrement=True,
+)
+
+# the id is the ledger mark: it only rises
+syncs = Table(
+    "syncs",
+    metadata,
+    Column("id", _SERIAL, primary_key=True),
+    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("request_sha256", _DIGEST, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    # only a device's last two answers are kept
+    Column("answer", LargeBinary),
+    UniqueConstraint("request_sha256"),
+    Index(None, "device_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", _DIGEST, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
