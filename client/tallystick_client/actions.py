@@ -35,6 +35,11 @@ class Tick(msgspec.Struct, frozen=True):
     nonce: str
     jitter: float
 
+    def seconds_until(self, when: datetime | None) -> float:
+        """0 where that is past, or further off than any time that is ever kept: then a wrong clock kept it."""
+        ahead_s = 0.0 if when is None else (when - self.at).total_seconds()
+        return ahead_s if 0 < ahead_s <= 86_400 else 0.0
+
 
 class Reading(msgspec.Struct, frozen=True):
     """What a sync needs to know of the journal, read in one transaction. `events` are those in (after, through]."""
@@ -63,6 +68,11 @@ class Held(msgspec.Struct, frozen=True):
 
     manifest: Manifest
     etag: str
+
+    def is_young(self, scope: str, at: datetime) -> bool:
+        """Whether it is of this scope and not past its half-life, when the server signs it again."""
+        issued_at, expires_at = self.manifest.issued_at, self.manifest.expires_at
+        return self.manifest.scope == scope and at < issued_at + (expires_at - issued_at) / 2
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -182,9 +192,10 @@ class BeginOnline(msgspec.Struct, frozen=True):
 
 
 class FinishOnline(msgspec.Struct, frozen=True):
-    """What the server said of it."""
+    """What the server said of it; None: it would not have it, so there is nothing to take up again."""
 
-    answer: RedeemAnswer
+    id: str
+    answer: RedeemAnswer | None
 
 
 class FallBack(msgspec.Struct, frozen=True):

@@ -152,6 +152,10 @@ class Keeper:
 
     def _finish_online(self, change: FinishOnline) -> Kept:
         answer = change.answer
+        if answer is None:
+            with self.journal.write() as writing:
+                writing.execute("UPDATE attempts SET state = 'refused' WHERE id = ?", (change.id,))
+            return Kept()
         result = msgspec.json.decode(answer.result, type=Result)
         with self.journal.write() as writing:
             state = "redeemed" if answer.redeemed else "refused"

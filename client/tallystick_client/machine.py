@@ -7,7 +7,7 @@ what became of it. Sending and storing are both actions, so a simulator can stop
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import Enum
 from typing import Any
 from urllib.parse import quote
@@ -109,6 +109,8 @@ SPREAD_S = 60
 HALVE_AFTER = 3
 """The same batch failing this often in a row is halved, in case it is the batch."""
 
+_Resume = Callable[[Tick], tuple[Phase, Action]]
+
 
 class Machine:
     """One sync of one till. `device` and `key` sign its requests; `step` until it gives `Done`."""
@@ -126,7 +128,7 @@ class Machine:
         self._manifest: Manifest | None = None
         self._request_sha256 = ""
         self._reauthenticated = False
-        self._resume: Callable[[Tick], tuple[Phase, Action]]
+        self._resume: _Resume
         self._unbelieved: Untrusted | None = None
         self._error: TallystickError | None = None
         self._sent = self._acknowledged = self._granted = self._closed = self._rounds = 0
@@ -142,7 +144,7 @@ class Machine:
         except TallystickError as error:
             phase, action = Phase.DONE, Done(None, error)
         if phase not in allowed:
-            raise RuntimeError(f"{self.phase.value} may not lead to {phase.value} by {type(event).__name__}")
+            raise RuntimeError(f"{self.phase.value} may not lead to {phase.value}")
         self.phase = phase
         return action
 
@@ -176,14 +178,14 @@ class Machine:
     def _start(self, start: Start, tick: Tick) -> tuple[Phase, Action]:
         reading = self._reading = start.reading
         self._trusted, self._held = start.trusted, start.held
-        asked = _ahead_s(reading.not_before_at, tick)
+        asked = tick.seconds_until(reading.not_before_at)
         if not start.patient:
             if reading.not_before_at is not None and asked > 0:
                 when = reading.not_before_at
                 message = f"the server asked not to be called before {when:%H:%M:%S} UTC"
                 raise TryLater(message, next_attempt_at=when, code="ASKED_TO_WAIT")
             return self._prepare(self._first_batch())
-        own = _ahead_s(reading.next_attempt_at, tick) if reading.next_attempt_at else SPREAD_S * tick.jitter
+        own = tick.seconds_until(reading.next_attempt_at) if reading.next_attempt_at else SPREAD_S * tick.jitter
         return Phase.WAITING, Wait(max(asked, own))
 
     def _first_batch(self) -> int | None:
@@ -264,13 +266,13 @@ class Machine:
             return self._fetch_root(missing, self._catch_up)
         return self._want_bundle(tick)
 
-    def _ask_for_root(self, error: Untrusted, resume: Callable[[Tick], tuple[Phase, Action]]) -> tuple[Phase, Action]:
+    def _ask_for_root(self, error: Untrusted, resume: _Resume) -> tuple[Phase, Action]:
         """A key not known yet, or a root that is over, may only mean that there is a newer root."""
         if error.code not in ("UNKNOWN_KEY", "ROOT_EXPIRED"):
             raise error
         return self._fetch_root(error, resume)
 
-    def _fetch_root(self, otherwise: Untrusted, resume: Callable[[Tick], tuple[Phase, Action]]) -> tuple[Phase, Action]:
+    def _fetch_root(self, otherwise: Untrusted, resume: _Resume) -> tuple[Phase, Action]:
         self._unbelieved, self._resume = otherwise, resume
         path = f"{API}/roots/{self._trusted.root.version + 1}"
         return Phase.ROOT, Send("GET", path, {"accept": "application/json"}, b"", ROOT_BYTES_MAX)
@@ -295,26 +297,18 @@ class Machine:
         epoch, version = self._answer_manifest
         if version == 0 or self._reading.device_state is not DeviceState.ACTIVE:
             return self._done()
-        young = self._young(tick)
-        if young is not None and (young.manifest.server_epoch, young.manifest.version) == (epoch, version):
+        held = self._held
+        young = held is not None and held.is_young(self._reading.scope, tick.at)
+        if held is not None and young and (held.manifest.server_epoch, held.manifest.version) == (epoch, version):
             return self._done()
         return self._send_manifest(tick)
-
-    def _young(self, tick: Tick) -> Held | None:
-        """The held bundle, if it is of our scope and not past its half-life, when the server signs it again."""
-        held = self._held
-        if held is None or held.manifest.scope != self._reading.scope:
-            return None
-        half_s = (held.manifest.expires_at - held.manifest.issued_at).total_seconds() / 2
-        return held if tick.at < held.manifest.issued_at + timedelta(seconds=half_s) else None
 
     def _send_manifest(self, tick: Tick) -> tuple[Phase, Action]:
         path = f"{API}/scopes/{quote(self._reading.scope, safe='')}/manifest"
         proof = self._key.sign(Typ.REQUEST, encode(DeviceRequest(self._device, "GET", path, tick.clock.at)))
         headers = {"authorization": f"{AUTH_SCHEME} {proof.decode('ascii')}", "accept": "application/jose"}
-        young = self._young(tick)
-        if young is not None and young.etag:
-            headers["if-none-match"] = young.etag
+        if self._held is not None and self._held.is_young(self._reading.scope, tick.at) and self._held.etag:
+            headers["if-none-match"] = self._held.etag
         return Phase.MANIFEST, Send("GET", path, headers, b"", MANIFEST_BYTES_MAX)
 
     def _manifest_came(self, tick: Tick) -> tuple[Phase, Action]:
@@ -398,9 +392,3 @@ class Machine:
             state=self._reading.device_state.value,
         )
         return Phase.DONE, Done(report)
-
-
-def _ahead_s(when: datetime | None, tick: Tick) -> float:
-    """How long until `when`; one that is further off than any that is ever kept is the fault of a clock, and over."""
-    ahead_s = 0 if when is None else (when - tick.at).total_seconds()
-    return ahead_s if 0 < ahead_s <= 86_400 else 0

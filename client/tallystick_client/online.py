@@ -51,6 +51,7 @@ class OnlineRedemption:
     def __init__(self, redemption_id: str, request: bytes, key: SigningKey) -> None:
         self.phase = Phase.IDLE
         self._id, self._request, self._key = redemption_id, request, key
+        self._error: TallystickError | None = None
 
     def step(self, event: Event, tick: Tick) -> Action:
         """The next action, `Done` with a `Receipt` at last; `Woken` starts it."""
@@ -73,7 +74,7 @@ class OnlineRedemption:
             case Phase.ASKING, Answer():
                 return Phase.KEEPING, Persist(self._said(event))
             case Phase.KEEPING, Kept():
-                return Phase.DONE, Done(event.receipt)
+                return Phase.DONE, Done(event.receipt, self._error)
         raise RuntimeError(f"no way on from {self.phase.value}")
 
     def _said(self, answer: Answer) -> FinishOnline | FallBack:
@@ -81,12 +82,12 @@ class OnlineRedemption:
             return FallBack(self._id)
         if answer.status not in (200, 201):
             code, detail = problem_of(answer)
-            if answer.status in (400, 409, 413, 422):
-                raise CallerError(f"the server refused: {detail}", code=code)
-            raise RemoteError(f"the server refused: {detail}", code=code)
+            family = CallerError if answer.status in (400, 409, 413, 422) else RemoteError
+            self._error = family(f"the server refused: {detail}", code=code)
+            return FinishOnline(self._id, None)
         try:
             said = msgspec.json.decode(answer.body, type=RedeemAnswer)
             msgspec.json.decode(said.result, type=Result)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return FallBack(self._id)
-        return FallBack(self._id) if said.id != self._id else FinishOnline(said)
+        return FallBack(self._id) if said.id != self._id else FinishOnline(self._id, said)

@@ -103,6 +103,12 @@ class Bundle:
         self._raw = vouchers
         self._entries: dict[str, Entry] = {}
 
+    def signed_again(self, manifest: Manifest, etag: str) -> Bundle:
+        """The same vouchers, and what was decoded of them, under a newer manifest."""
+        again = Bundle(manifest, etag, self._raw)
+        again._entries = self._entries
+        return again
+
     @property
     def held(self) -> Held:
         return Held(self.manifest, self.etag)
@@ -139,11 +145,14 @@ class Store:
                 self._cache.close()
                 self._cache = None
 
-    def load(self, trusted: Trusted, scope: str) -> Bundle | None:
-        """The bundle in force, verified again; None where there is none, or none that can be believed any more."""
+    def load(self, trusted: Trusted, scope: str, before: Bundle | None = None) -> Bundle | None:
+        """The bundle in force, verified again; None where there is none, or none that can be believed any more.
+
+        `before`: the one this process has in memory; of the same snapshot only the manifest is read.
+        """
         with self._lock:
             try:
-                return self._load(trusted, scope)
+                return self._load(trusted, scope, before)
             except (Untrusted, sqlite3.DatabaseError, diskcache.Timeout) as error:
                 self._refuse(error)
                 return None
@@ -159,17 +168,19 @@ class Store:
                     "the cache could not be trusted and was set aside: sync again to fetch the bundle", code="DISK"
                 ) from error
 
-    def _load(self, trusted: Trusted, scope: str) -> Bundle | None:
+    def _load(self, trusted: Trusted, scope: str, before: Bundle | None) -> Bundle | None:
         cache = self._open()
         raw = cache.get(f"manifest/{scope}")
         if raw is None:
             return None
         manifest = trusted.manifest(raw, scope, now=None)
+        etag = (cache.get(f"etag/{scope}") or b"").decode("ascii", "replace")
+        if before is not None and before.manifest.snapshot == manifest.snapshot:
+            return before.signed_again(manifest, etag)
         sha256 = manifest.snapshot.sha256
         chunks = [cache.get(f"blob/{sha256}/{index}") for index in range(_chunk_count(manifest.snapshot.bytes))]
         if None in chunks:
             raise Untrusted("a part of the snapshot is missing", code="WRONG_DIGEST")
-        etag = (cache.get(f"etag/{scope}") or b"").decode("ascii", "replace")
         collecting = gc.isenabled()
         gc.disable()  # a hundred thousand young objects and no garbage among them: half the time otherwise
         try:

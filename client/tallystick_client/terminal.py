@@ -136,8 +136,8 @@ class Terminal:
 
     def bundle(self, view: Writing) -> Bundle | None:
         """The bundle in force, read again if any process of this till has kept another since."""
-        if self._bundle is None or self._serial != view.state.bundle_serial:
-            self._bundle = self.store.load(trusted_state(view), view.state.scope)
+        if self._serial != view.state.bundle_serial:
+            self._bundle = self.store.load(trusted_state(view), view.state.scope, self._bundle)
             self._serial = view.state.bundle_serial
         return self._bundle
 

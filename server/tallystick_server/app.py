@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import structlog
 from litestar import Litestar
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
@@ -21,12 +20,11 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from tallystick_server import __version__, problems
 from tallystick_server.documents import body_schemas
+from tallystick_server.logs import LOG
 from tallystick_server.routes import HANDLERS
 from tallystick_server.server import Clock, open_server
 from tallystick_server.settings import Settings
 from tallystick_shared.errors import TallystickError
-
-_LOG = structlog.get_logger("tallystick_server")
 
 
 def create_app(settings: Settings, *, clock: Clock) -> Litestar:
@@ -86,7 +84,7 @@ def _log_requests(app: ASGIApp) -> ASGIApp:
             await send(message)
 
         await app(scope, receive, send_with_id)
-        _LOG.info(
+        LOG.info(
             "request",
             request_id=request_id,
             method=scope.get("method", ""),

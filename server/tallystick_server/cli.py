@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import structlog
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tallystick_server import operations
+from tallystick_server.logs import log_to_stderr
 from tallystick_server.server import FIRST_SCOPE
 from tallystick_server.settings import Settings, from_environment
 from tallystick_server.vouchers import BadFile
@@ -79,7 +79,7 @@ def serve(
 ) -> None:
     """Serve until stopped; requests that are under way are finished first."""
     settings = _settings(context, data)
-    _log_to_stderr()
+    log_to_stderr()
     # said in a sentence, before a port is taken, where the database is not ready
     asyncio.run(operations.read_status(settings, now=wall_clock()))
     import uvicorn
@@ -194,15 +194,3 @@ def status(
     out.print(table, highlight=False)
     for note in found.notes:
         out.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True)
-
-
-def _log_to_stderr() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-    )

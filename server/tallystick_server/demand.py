@@ -2,50 +2,86 @@
 
 A score counts what a device sold or had to refuse lately: of the voucher itself, of its campaign, of anything. The
 closer the evidence, the heavier it weighs, because customers of one store tend to hold vouchers of the same campaign.
+The scores of a campaign are made once and shared by all its vouchers, so that a sync looks at each voucher, not at
+each voucher for each device.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Final
 
 _ANYTHING: Final = 1
-_SAME_CAMPAIGN: Final = 4
+_SAME_CAMPAIGN: Final = 16
 _SAME_VOUCHER: Final = 16
+_MUCH_LIKELIER: Final = 2
+
+
+@dataclass(frozen=True)
+class _Campaign:
+    """Scores of the live devices without what they sold of one voucher; `ordered` are the values alone, rising."""
+
+    scores: dict[str, int]
+    ordered: list[int]
+    total: int
 
 
 class Demand:
-    """Units by device, counted three ways. `rows` are (device id, voucher id, campaign id, units)."""
+    """Units by device, counted three ways. `live`: the devices that count as competitors. `rows`: (device id,
+    voucher id, campaign id, units)."""
 
-    def __init__(self, rows: Iterable[tuple[str, str, str, int]]) -> None:
+    def __init__(self, live: Collection[str], rows: Iterable[tuple[str, str, str, int]]) -> None:
+        self.live = frozenset(live)
         self._anything: Counter[str] = Counter()
         self._campaign: Counter[tuple[str, str]] = Counter()
-        self._voucher: Counter[tuple[str, str]] = Counter()
+        self._voucher: dict[str, dict[str, int]] = defaultdict(dict)
+        self._campaigns: dict[str, _Campaign] = {}
         for device_id, voucher_id, campaign_id, units in rows:
             self._anything[device_id] += units
-            self._voucher[device_id, voucher_id] += units
+            self._voucher[voucher_id][device_id] = units
             if campaign_id:
                 self._campaign[device_id, campaign_id] += units
 
-    def of_voucher(self, device_id: str, voucher_id: str) -> int:
-        return self._voucher[device_id, voucher_id]
-
     def score(self, device_id: str, voucher_id: str, campaign_id: str) -> int:
         """1 or more, so that a new device has a share too."""
-        return (
-            1
-            + _ANYTHING * self._anything[device_id]
-            + _SAME_CAMPAIGN * self._campaign[device_id, campaign_id]
-            + _SAME_VOUCHER * self._voucher[device_id, voucher_id]
-        )
+        same = self._voucher[voucher_id].get(device_id, 0) if voucher_id in self._voucher else 0
+        return self._base(device_id, campaign_id) + _SAME_VOUCHER * same
 
+    def total(self, voucher_id: str, campaign_id: str) -> int:
+        """The scores of all live devices together."""
+        extra = sum(units for device, units in self._sellers(voucher_id) if device in self.live)
+        return self._of(campaign_id).total + _SAME_VOUCHER * extra
 
-def share(free: int, mine: int, others: Iterable[int]) -> int:
-    """This device's part of what is free, in proportion to the scores of all that could ask for it."""
-    return free * mine // (mine + sum(others))
+    def much_likelier(self, mine: int, voucher_id: str, campaign_id: str, without: Collection[str]) -> int:
+        """How many live devices, but those in `without`, are so much likelier sellers that a unit waits for them."""
+        campaign, bound = self._of(campaign_id), _MUCH_LIKELIER * mine
+        sellers = {device: units for device, units in self._sellers(voucher_id) if device in self.live}
+        found = len(campaign.ordered) - bisect_right(campaign.ordered, bound)
+        # the list knows neither who is left out nor what was sold of this voucher
+        for device in {*without, *sellers}:
+            if device in campaign.scores:
+                base = campaign.scores[device]
+                counted = base > bound
+                counts = device not in without and base + _SAME_VOUCHER * sellers.get(device, 0) > bound
+                found += counts - counted
+        return found
 
+    def wanting(self, voucher_id: str, without: Collection[str]) -> int:
+        """How many live devices, but those in `without`, sold or refused this voucher lately."""
+        return sum(1 for device, _ in self._sellers(voucher_id) if device in self.live and device not in without)
 
-def rank(mine: int, others: Iterable[int]) -> int:
-    """1 for the likeliest seller; of equal ones, whoever asks goes first."""
-    return 1 + sum(1 for other in others if other > mine)
+    def _sellers(self, voucher_id: str) -> Iterable[tuple[str, int]]:
+        return self._voucher[voucher_id].items() if voucher_id in self._voucher else ()
+
+    def _base(self, device_id: str, campaign_id: str) -> int:
+        same = self._campaign[device_id, campaign_id] if campaign_id else 0
+        return 1 + _ANYTHING * self._anything[device_id] + _SAME_CAMPAIGN * same
+
+    def _of(self, campaign_id: str) -> _Campaign:
+        if campaign_id not in self._campaigns:
+            scores = {device: self._base(device, campaign_id) for device in self.live}
+            self._campaigns[campaign_id] = _Campaign(scores, sorted(scores.values()), sum(scores.values()))
+        return self._campaigns[campaign_id]

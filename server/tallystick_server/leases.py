@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from sqlalchemy import Row, Select, and_, func, insert, or_, select, update
 
-from tallystick_server import demand as demand_of
+from tallystick_server.allotting import EXCLUSIVE, Allotting, Candidate
 from tallystick_server.database import Transaction, chunks
 from tallystick_server.demand import Demand
 from tallystick_server.ledger import PoolMove, move_pools
@@ -35,8 +35,6 @@ RECENT_S: Final = 60 * DAY_S
 """Demand older than this says nothing any more."""
 RECALLS_MAX: Final = 500
 """Leases of others recalled in one sync."""
-_EXCLUSIVE: Final = "exclusive"
-_UNBOUNDED: Final = 10**9
 
 
 @dataclass(frozen=True)
@@ -47,31 +45,6 @@ class Asking:
     scope: str
     lease_number: int
     wants: Collection[str]
-
-
-@dataclass
-class _Candidate:
-    """A voucher this device could have a lease of. None: it has no limit of that measure."""
-
-    voucher_id: str
-    campaign_id: str
-    policy: str
-    valid_until: datetime | None
-    largest_minor: int | None
-    units_free: int | None
-    minor_free: int | None
-    held: bool
-
-    @property
-    def slots(self) -> int:
-        """How many devices could get at least one use."""
-        if self.policy == _EXCLUSIVE and self.held:
-            return 0
-        found = _UNBOUNDED if self.units_free is None else self.units_free
-        if self.minor_free is not None:
-            by_minor = self.minor_free // self.largest_minor if self.largest_minor else min(self.minor_free, _UNBOUNDED)
-            found = min(found, by_minor)
-        return min(found, 1) if self.policy == _EXCLUSIVE else found
 
 
 async def open_leases(transaction: Transaction, device_id: str) -> list[Row[Any]]:
@@ -115,112 +88,21 @@ async def allot(transaction: Transaction, settings: Settings, asking: Asking, *,
     candidates = await _candidates(transaction, settings, asking, now)
     if not candidates:
         return []
-    live = await _live_devices(transaction, settings, asking.scope, now)
-    scores = await _demand(transaction, asking.scope, now)
+    scores = await _demand(transaction, settings, asking.scope, now)
     holders = await _holders(transaction, settings, asking, now)
+    allotting = Allotting(asking.device_id, asking.wants, scores, holders, settings.lease_units_max)
     counted = select(func.count()).where(leases.c.device_id == asking.device_id, leases.c.state == "open")
     room = settings.leases_per_device_max - (await transaction.execute(counted)).scalar_one()
-    wanted: list[tuple[int, _Candidate]] = []
-    recalled: list[str] = []
-    for one in candidates:
-        mine = scores.score(asking.device_id, one.voucher_id, one.campaign_id)
-        if one.slots > 0:
-            if _part(one, asking, mine, live, scores, holders[one.voucher_id], settings) is not None:
-                wanted.append((mine, one))
-        elif len(recalled) < RECALLS_MAX:
-            found = _recallable(one, asking, mine, live, scores, holders[one.voucher_id])
-            recalled += [] if found is None else [found]
-    if recalled:
-        await transaction.execute(update(leases).where(leases.c.id.in_(recalled)).values(recalled_at=now))
+    recalled = [lease_id for one in candidates if one.slots <= 0 and (lease_id := allotting.recallable(one))]
+    for some in chunks(recalled[:RECALLS_MAX]):
+        await transaction.execute(update(leases).where(leases.c.id.in_(some)).values(recalled_at=now))
     # where there is room for some only, the likeliest to sell come first
-    wanted.sort(key=lambda pair: (-pair[0], pair[1].voucher_id))
-    chosen = [one for _, one in wanted[: max(room, 0)]]
+    wanted = [one for one in candidates if allotting.part(one) is not None]
+    wanted.sort(key=lambda one: (-allotting.mine(one), one.voucher_id))
+    chosen = wanted[: max(room, 0)]
     await _lock(transaction, chosen)
-    parts = []
-    for one in chosen:
-        mine = scores.score(asking.device_id, one.voucher_id, one.campaign_id)
-        part = _part(one, asking, mine, live, scores, holders[one.voucher_id], settings)
-        if part is not None:
-            parts.append((one, part))
+    parts = [(one, part) for one in chosen if (part := allotting.part(one)) is not None]
     return await _store(transaction, settings, asking, parts, now)
-
-
-def _others(
-    one: _Candidate, asking: Asking, live: Collection[str], scores: Demand, holders: Sequence[Any]
-) -> list[int]:
-    """Scores of the other devices that could ask for this voucher: live, and without an open lease of it."""
-    without = {row.device_id for row in holders} | {asking.device_id}
-    return [scores.score(device, one.voucher_id, one.campaign_id) for device in live if device not in without]
-
-
-def _part(
-    one: _Candidate,
-    asking: Asking,
-    mine: int,
-    live: Collection[str],
-    scores: Demand,
-    holders: Sequence[Any],
-    settings: Settings,
-) -> tuple[int | None, int | None] | None:
-    """Units and minor for this device, both or nothing."""
-    slots = one.slots
-    if slots <= 0:
-        return None
-    others = _others(one, asking, live, scores, holders)
-    among_the_first = demand_of.rank(mine, others) <= slots
-    if one.policy == _EXCLUSIVE:
-        return (one.units_free, one.minor_free) if among_the_first else None
-    units = minor = None
-    if one.units_free is not None:
-        units = demand_of.share(one.units_free, mine, others) or int(among_the_first)
-        units = min(units, settings.lease_units_max, slots if one.largest_minor else one.units_free)
-        if units <= 0:
-            return None
-    if one.minor_free is not None:
-        minor = demand_of.share(one.minor_free, mine, others)
-        if one.largest_minor:
-            if minor < one.largest_minor and (among_the_first or units):
-                minor = one.largest_minor
-            # no more than the units can use, and never less than the largest discount
-            most = (units or settings.lease_units_max) * one.largest_minor
-            minor = min(minor, one.minor_free, most)
-            if minor < one.largest_minor:
-                return None
-        if minor <= 0:
-            return None
-    return units, minor
-
-
-def _recallable(
-    one: _Candidate, asking: Asking, mine: int, live: Collection[str], scores: Demand, holders: Sequence[Any]
-) -> str | None:
-    """The lease to ask back for this device, where it is clearly the likelier seller; nothing goes to and fro."""
-    holding = {row.device_id for row in holders}
-    wanting = sum(1 for d in live if d not in holding and scores.of_voucher(d, one.voucher_id))
-    pending = sum(1 for row in holders if row.recalled_at is not None)
-    if pending >= max(wanting, 1):
-        return None
-    asked = one.voucher_id in asking.wants
-    everybody = sum(scores.score(device, one.voucher_id, one.campaign_id) for device in live)
-    idle = sum(_unused(row) for row in holders)
-    found: list[tuple[int, int, str]] = []
-    for row in holders:
-        theirs, unused = scores.score(row.device_id, one.voucher_id, one.campaign_id), _unused(row)
-        if row.recalled_at is not None or not unused:
-            continue
-        likelier = mine > theirs if asked else mine > 2 * theirs + 4 and not row.known_units
-        # it holds twice its share, and this device would have a share of its own
-        hoarded = idle * mine >= everybody and unused * everybody >= 2 * idle * theirs and unused > 1
-        if likelier or hoarded:
-            found.append((int(row.device_id not in live), theirs, row.id))
-    return min(found)[2] if found else None
-
-
-def _unused(lease: Any) -> int:
-    """Uses that are left of a lease: its units, or, where it has only minor, whether there is any."""
-    if lease.minor is not None and lease.known_minor >= lease.minor:
-        return 0
-    return 1 if lease.units is None else int(lease.units - lease.known_units)
 
 
 def _in_reach(scope: str, settings: Settings, now: datetime) -> Select[Any]:
@@ -233,7 +115,7 @@ def _in_reach(scope: str, settings: Settings, now: datetime) -> Select[Any]:
             scope_vouchers.c.scope == scope,
             vouchers.c.deactivated_at.is_(None),
             vouchers.c.status == "active",
-            vouchers.c.policy.in_(("quota", _EXCLUSIVE)),
+            vouchers.c.policy.in_(("quota", EXCLUSIVE)),
             or_(vouchers.c.valid_from.is_(None), vouchers.c.valid_from <= horizon),
             or_(vouchers.c.valid_until.is_(None), vouchers.c.valid_until > now),
         )
@@ -245,7 +127,7 @@ def _without_mine(query: Select[Any], device_id: str) -> Select[Any]:
     return query.where(vouchers.c.id.not_in(mine))
 
 
-async def _candidates(transaction: Transaction, settings: Settings, asking: Asking, now: datetime) -> list[_Candidate]:
+async def _candidates(transaction: Transaction, settings: Settings, asking: Asking, now: datetime) -> list[Candidate]:
     units, minor = pools.alias("pool_units"), pools.alias("pool_minor")
     query = (
         _without_mine(_in_reach(asking.scope, settings, now), asking.device_id)
@@ -262,7 +144,7 @@ async def _candidates(transaction: Transaction, settings: Settings, asking: Aski
         .outerjoin(minor, and_(minor.c.voucher_id == vouchers.c.id, minor.c.measure == "minor"))
     )
     return [
-        _Candidate(
+        Candidate(
             row.id, row.campaign_id, row.policy, row.valid_until, row.largest_minor, row.units_free, row.minor_free,
             row.held > 0,
         )
@@ -270,22 +152,19 @@ async def _candidates(transaction: Transaction, settings: Settings, asking: Aski
     ]  # fmt: skip
 
 
-async def _live_devices(transaction: Transaction, settings: Settings, scope: str, now: datetime) -> set[str]:
-    """Active devices heard of within a lease's life: one that is gone must not keep units from the others."""
+async def _demand(transaction: Transaction, settings: Settings, scope: str, now: datetime) -> Demand:
+    """Among active devices heard of within a lease's life: one that is gone must not keep units from the others."""
     since = now - timedelta(seconds=settings.lease_ttl_s)
     seen = func.coalesce(devices.c.last_sync_at, devices.c.enrolled_at)
-    query = select(devices.c.id).where(devices.c.scope == scope, devices.c.state == "active", seen >= since)
-    return set((await transaction.execute(query)).scalars())
-
-
-async def _demand(transaction: Transaction, scope: str, now: datetime) -> Demand:
-    query = (
+    live = select(devices.c.id).where(devices.c.scope == scope, devices.c.state == "active", seen >= since)
+    recent = (
         select(demand.c.device_id, demand.c.voucher_id, vouchers.c.campaign_id, demand.c.units)
         .join(vouchers, vouchers.c.id == demand.c.voucher_id)
         .join(devices, devices.c.id == demand.c.device_id)
         .where(devices.c.scope == scope, demand.c.at >= now - timedelta(seconds=RECENT_S))
     )
-    return Demand((a, b, c, n) for a, b, c, n in await transaction.execute(query))
+    found = (await transaction.execute(live)).scalars().all()
+    return Demand(found, ((a, b, c, n) for a, b, c, n in await transaction.execute(recent)))
 
 
 async def _holders(transaction: Transaction, settings: Settings, asking: Asking, now: datetime) -> dict[str, list[Any]]:
@@ -300,7 +179,7 @@ async def _holders(transaction: Transaction, settings: Settings, asking: Asking,
     return found
 
 
-async def _lock(transaction: Transaction, chosen: Sequence[_Candidate]) -> None:
+async def _lock(transaction: Transaction, chosen: Sequence[Candidate]) -> None:
     """Locks the pools of these vouchers, in one order for everybody, and reads again what is free."""
     by_id = {one.voucher_id: one for one in chosen}
     for part in chunks(sorted(by_id)):
@@ -318,7 +197,7 @@ async def _store(
     transaction: Transaction,
     settings: Settings,
     asking: Asking,
-    parts: Sequence[tuple[_Candidate, tuple[int | None, int | None]]],
+    parts: Sequence[tuple[Candidate, tuple[int | None, int | None]]],
     now: datetime,
 ) -> list[Lease]:
     granted: list[Lease] = []

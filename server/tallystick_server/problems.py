@@ -7,11 +7,11 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from sqlalchemy.exc import OperationalError
 
+from tallystick_server.logs import LOG
 from tallystick_shared.errors import CallerError, InvalidInput, LineError, TallystickError, Untrusted
 from tallystick_shared.wire import FieldError, Problem
 
@@ -38,7 +38,6 @@ _DETAIL_BY_STATUS = {
     405: "this address does not take this method",
     413: "the body is larger than this address takes",
 }
-_LOG = structlog.get_logger("tallystick_server")
 
 
 def answer_tallystick_error(request: Request[Any, Any, Any], error: TallystickError) -> Response[bytes]:
@@ -62,10 +61,10 @@ def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException)
 def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """What should not happen: the log has the whole of it, the caller gets the request's id."""
     if isinstance(error, OperationalError):
-        _LOG.error("database unavailable", request_id=request_id_of(request), error=str(error.orig))
+        LOG.error("database unavailable", request_id=request_id_of(request), error=str(error.orig))
         busy = LineError("the database cannot be reached just now, try again in a moment", code="DATABASE_BUSY")
         return answer_tallystick_error(request, busy)
-    _LOG.error("unexpected error", request_id=request_id_of(request), traceback=_traceback(error))
+    LOG.error("unexpected error", request_id=request_id_of(request), traceback=_traceback(error))
     detail = "something went wrong here that is not your fault; the request's id finds it in the log"
     return _answer(request, 500, "INTERNAL", detail, [])
 

@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-import structlog
 import zstandard
 from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -29,6 +28,7 @@ from tallystick_server import posting
 from tallystick_server.database import Transaction
 from tallystick_server.devices import Device
 from tallystick_server.ledger import note_demand
+from tallystick_server.logs import LOG
 from tallystick_server.server import Ledger, Server, read_ledger, suspect_restore
 from tallystick_server.settling import Rules, Settled, open_envelope, quarantined, settle
 from tallystick_server.tables import devices, events, leases, scopes, syncs
@@ -51,7 +51,6 @@ ANSWERS_KEPT: Final = 2
 RETRY_AFTER_S: Final = 0
 _UNPACKED_BYTES_MAX: Final = BATCH_BYTES_MAX + 2 * EVENT_BYTES_MAX
 _HEAD = msgspec.json.Decoder(SyncHead)
-_LOG = structlog.get_logger("tallystick_server")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
     if place.forked:
         state = DeviceState.SUSPENDED if state is DeviceState.ACTIVE else state
         await leases_of.burn(transaction, device.id, by="forked")
-        _LOG.warning("fork", device=device.id, branch=place.branch, seq=batch.seq(place.start))
+        LOG.warning("fork", device=device.id, branch=place.branch, seq=batch.seq(place.start))
     # 4. and 5. store and settle
     settled = await _store(server, transaction, device, batch, place, now)
     await _advance(transaction, device, batch, place, state, settled, now)
@@ -225,7 +224,7 @@ async def _store(
             return await _store_some(server, transaction, device, batch, place, fresh, now)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the other events from being stored
         _must_be_the_events_fault(error)
-        _LOG.error(
+        LOG.error(
             "a batch could not be settled at once",
             device=device.id,
             traceback="".join(traceback.format_exception(error)),
@@ -237,7 +236,7 @@ async def _store(
                 settled += await _store_some(server, transaction, device, batch, place, [index], now)
         except Exception as error:  # noqa: BLE001 - as above; the log has it, the event is kept for an operator
             _must_be_the_events_fault(error)
-            _LOG.error(
+            LOG.error(
                 "an event is quarantined",
                 device=device.id,
                 seq=batch.seq(index),

@@ -1,7 +1,6 @@
-"""A server for one or a few tills, built on the shared package alone: real HTTP on loopback, nothing behind it.
+"""A server for a few tills, built on the shared package alone: real HTTP on loopback, nothing behind it.
 
-It keeps what the protocol makes it keep and believes nothing unsigned, so that a test can ask it what it saw. It grants
-only what a test tells it to, and `script` makes it fail in any way a line or a server can.
+It believes nothing unsigned, grants only what a test tells it to, and `script` makes it fail as a line or server can.
 """
 
 from __future__ import annotations
@@ -296,8 +295,7 @@ class FakeServer:
         before_grants = [lease for lease in device.leases.values() if lease not in device.fresh]
         full = device.full or digest_of(before_grants) != head.leases_digest
         self.mark += 1
-        seq = len(device.events)
-        acknowledged = Position(seq, device.hashes[seq])
+        acknowledged = Position(seq := len(device.events), device.hashes[seq])
         answer = SyncAnswer(
             device=device.id,
             request_sha256=digest,
@@ -343,11 +341,6 @@ class FakeServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self.reply()
-
-            do_POST = do_GET
-
-            def reply(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 with lock:
@@ -361,6 +354,8 @@ class FakeServer:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
+
+            do_POST = do_GET
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -397,9 +392,9 @@ def loses_the_answer(_path: str, answer: Callable[[], Reply]) -> None:
 
 
 def loses_the_request(_path: str, _answer: Callable[[], Reply]) -> None:
-    """For `script`: the request never arrives."""
+    """For `script`: it never arrives."""
 
 
 def passes(_path: str, answer: Callable[[], Reply]) -> Reply:
-    """For `script`: nothing happens to this one."""
+    """For `script`: this one is left alone."""
     return answer()

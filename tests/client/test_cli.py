@@ -59,17 +59,25 @@ class Command:
 
 @pytest.fixture
 def till(shop: Shop) -> Command:
-    """Enrolled and synced by the command itself."""
+    """With a lease of one unit of ONCE."""
     shop.server.publish(TEN, ONCE)
-    command = Command(shop.work / "till")
-    enrolled = command("enroll", shop.server.url, shop.server.token(), "--name", "front")
-    assert (enrolled.returncode, enrolled.stdout) == (0, "enrolled as front of store 309; next: tallystick sync\n")
-    shop.server.grant(shop.server.device, "ONCE", units=1)
-    assert command("sync").returncode == 0
-    return command
+    with Till.enroll(shop.work / "till", shop.server.url, shop.server.token(), name="front", clock=shop.clock) as till:
+        shop.server.grant(shop.server.device, "ONCE", units=1)
+        till.sync()
+    return Command(shop.work / "till")
 
 
 # ---- a till
+
+
+def test_a_till_is_enrolled_and_synced_by_the_command(shop: Shop) -> None:
+    """With nothing but the server's address and a token."""
+    shop.server.publish(TEN)
+    command = Command(shop.work / "till")
+    enrolled = command("enroll", shop.server.url, shop.server.token(), "--name", "front")
+    assert (enrolled.returncode, enrolled.stdout) == (0, "enrolled as front of store 309; next: tallystick sync\n")
+    assert command("sync").returncode == 0
+    assert command.json("status")["bundle_version"] == 1
 
 
 def test_a_day_at_the_till(till: Command, shop: Shop) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
 import pytest
 
 from tallystick_client import CallerError, InvalidInput, NotNow, RemoteError, Till
+from tallystick_client.actions import Persist, Send, Woken
 from tallystick_shared.engine import Reason
+from tallystick_shared.journal import encode
+from tallystick_shared.wire import DeviceState
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, rows
 from tests.client.fake_server import Reply, loses_the_answer, loses_the_request, says
 
 ONLINE = {**TEN, "code": "ONLINE", "offline": {"policy": "online_only"}}
 EACH = {**TEN, "code": "EACH", "limits": {"per_customer": 1}}
+
+
+def reply(body: bytes) -> Callable[[str, Callable[[], Reply]], Reply]:
+    return lambda _path, _answer: (200, {}, body)
 
 
 @pytest.fixture
@@ -57,11 +67,10 @@ def test_without_an_answer_the_same_id_is_redeemed_here(till: Till, shop: Shop, 
 
 def test_an_answer_that_cannot_be_read_is_none(till: Till, shop: Shop) -> None:
     """A login page, or another redemption's answer, does not stand in for the server's word."""
-    for body in (
-        b"<html>",
-        b'{"id":"0190b6a0-0000-7000-8000-000000000001","at":"2026-11-23T09:00:00Z","redeemed":true,"result":{}}',
-    ):
-        shop.server.script = [lambda _path, _answer, body=body: (200, {}, body)]
+    till.redeem_online(order(2), ["TEN"])
+    (other,) = shop.server.redemptions.values()
+    for body in (b"<html>", encode(other), encode(msgspec.structs.replace(other, result=msgspec.Raw(b"{}")))):
+        shop.server.script = [reply(body)]
         assert not till.redeem_online(order(), ["TEN"]).online
 
 
@@ -73,6 +82,8 @@ def test_what_the_server_refuses_is_refused(till: Till, shop: Shop) -> None:
     with pytest.raises(CallerError) as caught:
         till.redeem_online(order(), ["TEN"])
     assert caught.value.code == "IDENTIFIER_REUSED"
+    assert till.redeem_online(order(), ["TEN"]).redeemed, "asking again is another attempt, under another id"
+    assert till.status().notes == []
     shop.server.script = [says(403, "FORBIDDEN")]
     with pytest.raises(RemoteError):
         till.redeem_online(order(2), ["TEN"])
@@ -95,8 +106,6 @@ def test_what_needs_a_connection_is_refused_without_one(till: Till, shop: Shop) 
 def test_a_crash_before_the_answer_is_taken_up_again(till: Till, shop: Shop) -> None:
     """A till that died while it asked asks again under the same id."""
     machine = till._keeper.online_machine(order(), ["TEN"])
-    from tallystick_client.actions import Persist, Send, Woken
-
     tick = till._keeper.tick()
     begin = machine.step(Woken(), tick)
     assert isinstance(begin, Persist)
@@ -126,8 +135,6 @@ def test_what_was_redeemed_online_is_voided_here(till: Till, shop: Shop) -> None
 
 def test_a_suspended_till_falls_back_to_nothing(till: Till, shop: Shop) -> None:
     """Without a line a till that may not redeem says so."""
-    from tallystick_shared.wire import DeviceState
-
     shop.server.device.state = DeviceState.SUSPENDED
     till.sync()
     shop.server.script = [loses_the_request]
