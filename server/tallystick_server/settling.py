@@ -320,7 +320,7 @@ def _void(envelope: Envelope, facts: Facts, flags: set[Flag]) -> Outcome:
         return Outcome.FLAGGED
     for use in envelope.uses:
         mine = redemption.uses[use.voucher_id]
-        units = use.units
+        units = min(use.units, mine.units - mine.voided_units)
         minor = min(use.minor, mine.minor - mine.voided_minor)
         if units < use.units or minor < use.minor:
             flags.add(Flag.ALREADY_VOIDED)
