@@ -18,6 +18,7 @@ def upgrade() -> None:
     _devices()
     _leases()
     _journals()
+    _answers()
     _redemptions()
 
 
@@ -289,6 +290,9 @@ def _journals() -> None:
         sqlite_where=sa.text("outcome = 'quarantined'"),
         postgresql_where=sa.text("outcome = 'quarantined'"),
     )
+
+
+def _answers() -> None:
     op.create_table(
         "flags",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
