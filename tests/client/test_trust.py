@@ -37,7 +37,7 @@ def trusted(server: FakeServer) -> Trusted:
     return Trusted.pin(server.roots[0], version=1, sha256=sha256_hex(server.roots[0]))
 
 
-def refused(code: str, call: Callable[[], object]) -> None:
+def check_refused(code: str, call: Callable[[], object]) -> None:
     with pytest.raises(Untrusted) as caught:
         call()
     assert caught.value.code == code, str(caught.value)
@@ -53,33 +53,33 @@ def roles(server: FakeServer, **changed: Role) -> Roles:
 
 def test_rule_1_a_root_is_small(server: FakeServer, trusted: Trusted) -> None:
     """More than `ROOT_BYTES_MAX` bytes are not even hashed."""
-    refused("TOO_LARGE", lambda: Trusted.pin(b" " * (64 * 1024 + 1), version=1, sha256=HASH))
-    refused("TOO_LARGE", lambda: trusted.next_root(b" " * (64 * 1024 + 1)))
+    check_refused("TOO_LARGE", lambda: Trusted.pin(b" " * (64 * 1024 + 1), version=1, sha256=HASH))
+    check_refused("TOO_LARGE", lambda: trusted.next_root(b" " * (64 * 1024 + 1)))
 
 
 def test_rule_2_the_first_root_is_the_pinned_one(server: FakeServer) -> None:
     """A good root of another digest is refused."""
-    refused("ROOT_PIN", lambda: Trusted.pin(server.roots[0], version=1, sha256=HASH))
+    check_refused("ROOT_PIN", lambda: Trusted.pin(server.roots[0], version=1, sha256=HASH))
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b'{"payload":"e30","signatures":[]}', b"\xff"])
 def test_rule_3_a_root_reads_as_one(trusted: Trusted, raw: bytes) -> None:
     """What is no root is refused before any signature is looked at."""
-    refused("MALFORMED", lambda: trusted.next_root(raw))
+    check_refused("MALFORMED", lambda: trusted.next_root(raw))
 
 
 @pytest.mark.parametrize("version", [1, 3])
 def test_rule_4_root_versions_go_up_by_exactly_one(server: FakeServer, trusted: Trusted, version: int) -> None:
     """The same version again and a skipped one are refused; so is a pinned root of another version."""
-    refused("ROOT_VERSION", lambda: trusted.next_root(server.make_root(version)))
+    check_refused("ROOT_VERSION", lambda: trusted.next_root(server.make_root(version)))
     raw = server.make_root(version + 1)
-    refused("ROOT_VERSION", lambda: Trusted.pin(raw, version=1, sha256=sha256_hex(raw)))
+    check_refused("ROOT_VERSION", lambda: Trusted.pin(raw, version=1, sha256=sha256_hex(raw)))
 
 
 def test_rule_5_the_next_root_is_of_the_same_server(server: FakeServer, trusted: Trusted) -> None:
     """A root of another server, though well signed, is refused."""
     other = "00000000-0000-4000-8000-000000000000"
-    refused("ROOT_SERVER", lambda: trusted.next_root(server.make_root(2, server_id=other)))
+    check_refused("ROOT_SERVER", lambda: trusted.next_root(server.make_root(2, server_id=other)))
 
 
 @pytest.mark.parametrize("case", ["stranger", "missing", "unmeetable", "twice", "several"])
@@ -94,22 +94,22 @@ def test_rule_6_keys_and_roles_fit(server: FakeServer, trusted: Trusted, case: s
         "twice": {"roles": roles(server, root=Role([kid, kid], 2))},
         "several": {"roles": roles(server, receipt=Role([kid, server.receipt_key.kid], 2))},
     }
-    refused("ROOT_KEYS", lambda: trusted.next_root(server.make_root(2, **cases[case])))
+    check_refused("ROOT_KEYS", lambda: trusted.next_root(server.make_root(2, **cases[case])))
 
 
 def test_rule_7_the_last_root_must_have_signed(server: FakeServer, trusted: Trusted) -> None:
     """A root signed by its own new keys alone is refused."""
     new = SigningKey.generate()
-    refused("ROOT_THRESHOLD", lambda: trusted.next_root(server.make_root(2, root_keys=[new], signers=[new])))
+    check_refused("ROOT_THRESHOLD", lambda: trusted.next_root(server.make_root(2, root_keys=[new], signers=[new])))
 
 
 def test_rule_8_a_root_must_have_signed_itself(server: FakeServer, trusted: Trusted) -> None:
     """A root signed by the old keys alone is refused, and so is a first root below its own threshold."""
     new = SigningKey.generate()
     raw = server.make_root(2, root_keys=[new], signers=[server.root_key])
-    refused("ROOT_THRESHOLD", lambda: trusted.next_root(raw))
+    check_refused("ROOT_THRESHOLD", lambda: trusted.next_root(raw))
     both = server.make_root(1, root_keys=[server.root_key, new], threshold=2, signers=[new, new])
-    refused("ROOT_THRESHOLD", lambda: Trusted.pin(both, version=1, sha256=sha256_hex(both)))
+    check_refused("ROOT_THRESHOLD", lambda: Trusted.pin(both, version=1, sha256=sha256_hex(both)))
     good = server.make_root(2, root_keys=[new], signers=[server.root_key, new])
     assert trusted.next_root(good).root.version == 2
 
@@ -117,9 +117,9 @@ def test_rule_8_a_root_must_have_signed_itself(server: FakeServer, trusted: Trus
 def test_rule_9_only_the_last_root_may_not_be_over(server: FakeServer, trusted: Trusted) -> None:
     """A root that is over is passed through on the way to the next, and believed for nothing."""
     over = trusted.next_root(server.make_root(2, expires_at=START))
-    refused("ROOT_EXPIRED", lambda: over.manifest(server.manifest(), "main", now=LATER))
-    refused("ROOT_EXPIRED", lambda: over.enrolled(b"", request_sha256=HASH, now=LATER))
-    refused("ROOT_EXPIRED", lambda: answered(over, server, now=LATER))
+    check_refused("ROOT_EXPIRED", lambda: over.manifest(server.manifest(), "main", now=LATER))
+    check_refused("ROOT_EXPIRED", lambda: over.enrolled(b"", request_sha256=HASH, now=LATER))
+    check_refused("ROOT_EXPIRED", lambda: answered(over, server, now=LATER))
     assert over.next_root(server.make_root(3)).manifest(server.manifest(), "main", now=LATER)
 
 
@@ -138,30 +138,34 @@ def test_rule_10_a_manifest_is_signed_by_the_bundle_role(server: FakeServer, tru
     """Size, form, typ, key and signature, each by its own code; a good key of another role is a stranger."""
     raw = server.manifest()
     payload = encode({})
-    refused("TOO_LARGE", lambda: trusted.manifest(b"x" * (64 * 1024 + 1), "main", now=LATER))
-    refused("MALFORMED", lambda: trusted.manifest(b"x", "main", now=LATER))
-    refused("WRONG_TYPE", lambda: trusted.manifest(server.bundle_key.sign(Typ.ANSWER, payload), "main", now=LATER))
-    refused("UNKNOWN_KEY", lambda: trusted.manifest(server.receipt_key.sign(Typ.MANIFEST, payload), "main", now=LATER))
+    check_refused("TOO_LARGE", lambda: trusted.manifest(b"x" * (64 * 1024 + 1), "main", now=LATER))
+    check_refused("MALFORMED", lambda: trusted.manifest(b"x", "main", now=LATER))
+    check_refused(
+        "WRONG_TYPE", lambda: trusted.manifest(server.bundle_key.sign(Typ.ANSWER, payload), "main", now=LATER)
+    )
+    check_refused(
+        "UNKNOWN_KEY", lambda: trusted.manifest(server.receipt_key.sign(Typ.MANIFEST, payload), "main", now=LATER)
+    )
     other = server.manifest(version=99).split(b".")
     forged = b".".join([raw.split(b".")[0], other[1], raw.split(b".")[2]])
-    refused("BAD_SIGNATURE", lambda: trusted.manifest(forged, "main", now=LATER))
+    check_refused("BAD_SIGNATURE", lambda: trusted.manifest(forged, "main", now=LATER))
 
 
 def test_rule_11_a_manifest_reads_as_one(server: FakeServer, trusted: Trusted) -> None:
     """Signed, and still not a manifest."""
-    refused("MALFORMED", lambda: trusted.manifest(server.bundle_key.sign(Typ.MANIFEST, b"{}"), "main", now=LATER))
+    check_refused("MALFORMED", lambda: trusted.manifest(server.bundle_key.sign(Typ.MANIFEST, b"{}"), "main", now=LATER))
 
 
 def test_rule_12_a_manifest_is_of_our_scope(server: FakeServer, trusted: Trusted) -> None:
     """One of another scope is refused."""
-    refused("WRONG_SCOPE", lambda: trusted.manifest(server.manifest(scope="other"), "main", now=LATER))
+    check_refused("WRONG_SCOPE", lambda: trusted.manifest(server.manifest(scope="other"), "main", now=LATER))
 
 
 def test_rule_13_a_manifest_is_not_below_the_floor(server: FakeServer, trusted: Trusted) -> None:
     """Neither an older version nor an older epoch, whatever its version."""
     held = trusted.with_floor(trusted.manifest(server.manifest(version=7, server_epoch=2), "main", now=LATER))
-    refused("ROLLBACK", lambda: held.manifest(server.manifest(version=6, server_epoch=2), "main", now=LATER))
-    refused("ROLLBACK", lambda: held.manifest(server.manifest(version=9, server_epoch=1), "main", now=LATER))
+    check_refused("ROLLBACK", lambda: held.manifest(server.manifest(version=6, server_epoch=2), "main", now=LATER))
+    check_refused("ROLLBACK", lambda: held.manifest(server.manifest(version=9, server_epoch=1), "main", now=LATER))
     assert held.manifest(server.manifest(version=1, server_epoch=3), "main", now=LATER)
 
 
@@ -170,13 +174,13 @@ def test_rule_14_an_equal_version_has_an_equal_digest(server: FakeServer, truste
     held = trusted.with_floor(trusted.manifest(server.manifest(), "main", now=LATER))
     server.clock.run(hours=1)
     assert held.manifest(server.manifest(), "main", now=LATER)
-    refused("SAME_VERSION_DIFFERS", lambda: held.manifest(server.manifest(state_digest=HASH), "main", now=LATER))
+    check_refused("SAME_VERSION_DIFFERS", lambda: held.manifest(server.manifest(state_digest=HASH), "main", now=LATER))
 
 
 def test_rule_15_a_manifest_has_not_expired(server: FakeServer, trusted: Trusted) -> None:
     """One that is over is refused when it comes, and not when it is in force."""
     raw = server.manifest(expires_at=LATER)
-    refused("EXPIRED", lambda: trusted.manifest(raw, "main", now=LATER))
+    check_refused("EXPIRED", lambda: trusted.manifest(raw, "main", now=LATER))
     assert trusted.manifest(raw, "main", now=None)
 
 
@@ -195,25 +199,25 @@ def test_rule_16_a_snapshot_has_its_size(server: FakeServer) -> None:
     """One byte more or less is refused before it is hashed, and so is what is larger than any snapshot may be."""
     blob, digest = server.blob()
     ref, _ = ref_of(server, blob)
-    refused("TOO_LARGE", lambda: snapshot(blob + b"x", ref, digest))
-    refused("TOO_LARGE", lambda: snapshot(blob[:-1], ref, digest))
+    check_refused("TOO_LARGE", lambda: snapshot(blob + b"x", ref, digest))
+    check_refused("TOO_LARGE", lambda: snapshot(blob[:-1], ref, digest))
 
 
 def test_rule_17_a_snapshot_has_its_digest(server: FakeServer) -> None:
     """One bit off is refused."""
     blob, digest = server.blob()
     ref, _ = ref_of(server, blob)
-    refused("WRONG_DIGEST", lambda: snapshot(blob[:-1] + bytes([blob[-1] ^ 1]), ref, digest))
+    check_refused("WRONG_DIGEST", lambda: snapshot(blob[:-1] + bytes([blob[-1] ^ 1]), ref, digest))
 
 
 def test_rule_18_a_snapshot_unpacks_to_a_bounded_size(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> None:
     """A small blob that unpacks to very much is cut off, not unpacked; what is no zstd is refused."""
     bomb = packed(b"\n" * 50_000_000)
     assert len(bomb) < 10_000
-    refused("TOO_LARGE", lambda: unpack(bomb, 1_000_000))
+    check_refused("TOO_LARGE", lambda: unpack(bomb, 1_000_000))
     monkeypatch.setattr(trust, "BLOB_UNPACKED_BYTES_MAX", 1_000_000)
-    refused("TOO_LARGE", lambda: snapshot(bomb, ref_of(server, bomb)[0], None))
-    refused("MALFORMED", lambda: unpack(b"not zstd at all", 100))
+    check_refused("TOO_LARGE", lambda: snapshot(bomb, ref_of(server, bomb)[0], None))
+    check_refused("MALFORMED", lambda: unpack(b"not zstd at all", 100))
 
 
 @pytest.mark.parametrize("case", ["no JSON", "a drop", "a voucher twice", "a code twice"])
@@ -227,14 +231,14 @@ def test_rule_19_a_snapshot_puts_each_voucher_once(server: FakeServer, case: str
         "a code twice": put_line(one) + put_line(msgspec.structs.replace(two, code=one.code)),
     }[case]
     blob = packed(lines)
-    refused("MALFORMED", lambda: snapshot(blob, *ref_of(server, blob)))
+    check_refused("MALFORMED", lambda: snapshot(blob, *ref_of(server, blob)))
 
 
 def test_rule_20_a_snapshot_leads_to_the_state(server: FakeServer) -> None:
     """Another number of vouchers, and vouchers of another digest, are refused."""
     blob, digest = server.blob()
-    refused("STATE_DIGEST", lambda: snapshot(blob, ref_of(server, blob, vouchers=3)[0], digest))
-    refused("STATE_DIGEST", lambda: snapshot(blob, ref_of(server, blob)[0], HASH))
+    check_refused("STATE_DIGEST", lambda: snapshot(blob, ref_of(server, blob, vouchers=3)[0], digest))
+    check_refused("STATE_DIGEST", lambda: snapshot(blob, ref_of(server, blob)[0], HASH))
     assert set(snapshot(blob, ref_of(server, blob)[0], digest)) == {"ten", "once"}
 
 
@@ -270,16 +274,16 @@ def answered(
 
 def test_rule_21_an_answer_is_signed_by_the_receipt_role(server: FakeServer, trusted: Trusted) -> None:
     """The bundle key signs no answers; what the till itself signs is none either."""
-    refused("UNKNOWN_KEY", lambda: answered(trusted, server, raw=server.bundle_key.sign(Typ.ANSWER, b"{}")))
-    refused("WRONG_TYPE", lambda: answered(trusted, server, raw=server.receipt_key.sign(Typ.SYNC, b"{}")))
+    check_refused("UNKNOWN_KEY", lambda: answered(trusted, server, raw=server.bundle_key.sign(Typ.ANSWER, b"{}")))
+    check_refused("WRONG_TYPE", lambda: answered(trusted, server, raw=server.receipt_key.sign(Typ.SYNC, b"{}")))
     assert answered(trusted, server)
 
 
 def test_rule_22_an_answer_reads_as_one(server: FakeServer, trusted: Trusted) -> None:
     """Signed, and still not an answer, to a sync or to an enrolment."""
-    refused("MALFORMED", lambda: answered(trusted, server, raw=server.receipt_key.sign(Typ.ANSWER, b"{}")))
+    check_refused("MALFORMED", lambda: answered(trusted, server, raw=server.receipt_key.sign(Typ.ANSWER, b"{}")))
     raw = server.receipt_key.sign(Typ.ENROLLED, b"{}")
-    refused("MALFORMED", lambda: trusted.enrolled(raw, request_sha256=HASH, now=START))
+    check_refused("MALFORMED", lambda: trusted.enrolled(raw, request_sha256=HASH, now=START))
 
 
 @pytest.mark.parametrize("changed", [{"device": "0" * 8 + "-0000-4000-8000-" + "0" * 12}, {"request_sha256": "1" * 64}])
@@ -287,17 +291,17 @@ def test_rule_23_an_answer_is_to_the_request_in_flight(
     server: FakeServer, trusted: Trusted, changed: dict[str, Any]
 ) -> None:
     """A good answer to another device or another request is refused."""
-    refused("NOT_OUR_REQUEST", lambda: answered(trusted, server, **changed))
+    check_refused("NOT_OUR_REQUEST", lambda: answered(trusted, server, **changed))
 
 
 def test_rule_24_an_epoch_that_is_over_says_nothing(server: FakeServer, trusted: Trusted) -> None:
     """An answer of a lower epoch is refused, however high its mark."""
-    refused("OLD_EPOCH", lambda: answered(trusted, server, server_epoch=1, ledger_mark=99))
+    check_refused("OLD_EPOCH", lambda: answered(trusted, server, server_epoch=1, ledger_mark=99))
 
 
 def test_rule_25_the_ledger_mark_does_not_go_down_within_an_epoch(server: FakeServer, trusted: Trusted) -> None:
     """A lower mark is an undeclared restore; in a new epoch it is a declared one."""
-    refused("OLD_LEDGER_MARK", lambda: answered(trusted, server, ledger_mark=9))
+    check_refused("OLD_LEDGER_MARK", lambda: answered(trusted, server, ledger_mark=9))
     assert answered(trusted, server, ledger_mark=1, server_epoch=3)
 
 
@@ -308,7 +312,7 @@ def test_rule_26_only_what_was_written_is_acknowledged(
     server: FakeServer, trusted: Trusted, changed: dict[str, Any]
 ) -> None:
     """Neither past the head of the journal, nor durable past acknowledged."""
-    refused("NOT_OUR_JOURNAL", lambda: answered(trusted, server, **changed))
+    check_refused("NOT_OUR_JOURNAL", lambda: answered(trusted, server, **changed))
 
 
 def test_the_held_manifest_is_a_value(server: FakeServer, trusted: Trusted) -> None:

@@ -40,7 +40,7 @@ def run(data: Path, *arguments: str, **environment: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60)
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def check_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """Exit 2 and one sentence with these words, no traceback."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -71,7 +71,7 @@ def test_init_makes_a_server_once(tmp_path: Path) -> None:
     for key in (data / "keys").glob("*.jwk"):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
     before = {path: path.read_bytes() for path in (data / "keys").iterdir()}
-    refused(run(data, "init"), "initialised already")
+    check_refused(run(data, "init"), "initialised already")
     assert {path: path.read_bytes() for path in (data / "keys").iterdir()} == before
     assert first.stdout.strip().encode() not in (data / "tallystick.sqlite3").read_bytes()
 
@@ -101,32 +101,32 @@ def test_import_is_all_or_nothing_and_names_every_line(data: Path, tmp_path: Pat
         *(voucher(f"v{n}", status="odd") for n in range(30)),
     )
     done = run(data, "import", str(bad))
-    refused(done, f"{bad}:2: ", f"{bad}:3: colour: ", f"{bad}:4: code: ", f"{bad}:5: code: ", "and 14 more")
+    check_refused(done, f"{bad}:2: ", f"{bad}:3: colour: ", f"{bad}:4: code: ", f"{bad}:5: code: ", "and 14 more")
     assert done.stderr.count(f"{bad}:") == 21
     assert json.loads(run(data, "status", "--json").stdout)["scopes"][0]["vouchers"] == 1
 
 
 def test_import_says_what_it_cannot_read(data: Path, tmp_path: Path) -> None:
     """A missing file, a damaged one and a scope that is none: one sentence each."""
-    refused(run(data, "import", str(tmp_path / "none")), "cannot be read")
+    check_refused(run(data, "import", str(tmp_path / "none")), "cannot be read")
     damaged = tmp_path / "damaged.gz"
     damaged.write_bytes(gzip.compress(os.urandom(10_000))[:5_000])
-    refused(run(data, "import", str(damaged)), "cannot be read")
-    refused(run(data, "import", "--scope", "none", str(write(tmp_path / "a", voucher("a")))), "no scope none")
+    check_refused(run(data, "import", str(damaged)), "cannot be read")
+    check_refused(run(data, "import", "--scope", "none", str(write(tmp_path / "a", voucher("a")))), "no scope none")
 
 
 def test_every_command_says_where_there_is_no_server(tmp_path: Path) -> None:
     """Without a database each command names `tallystick-server init`, and creates nothing."""
     data, file = tmp_path / "nothing", write(tmp_path / "a", voucher("a"))
     for command in (["status"], ["serve", "--port", "0"], ["token", "--store", "s"], ["import", str(file)]):
-        refused(run(data, *command), "tallystick-server init")
+        check_refused(run(data, *command), "tallystick-server init")
     assert not data.exists()
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     """`init` into something that is no directory is one sentence."""
     (tmp_path / "file").write_text("")
-    refused(run(tmp_path / "file" / "data", "init"), "cannot be written to")
+    check_refused(run(tmp_path / "file" / "data", "init"), "cannot be written to")
 
 
 def test_serve_says_where_it_listens_and_stops_when_asked(data: Path) -> None:
@@ -138,7 +138,7 @@ def test_serve_says_where_it_listens_and_stops_when_asked(data: Path) -> None:
         said = re.fullmatch(r"listening on (http://127\.0\.0\.1:(\d+))\n", process.stdout.readline())
         assert said is not None
         assert httpx2.get(f"{said[1]}/health/live").json() == {"status": "ok"}
-        refused(run(data, "serve", "--port", said[2]), f"port {said[2]}")
+        check_refused(run(data, "serve", "--port", said[2]), f"port {said[2]}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         logged = [json.loads(line) for line in process.stderr.read().splitlines()]
@@ -177,7 +177,7 @@ def test_settings_come_from_the_environment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("LEASE_TTL_S", "soon"), ("LEASE_TTL_S", "0"), ("DEFAULT_CURRENCY", "XXX"), ("DATABASE_URL", "mysql://x"),
+    [("LEASE_TTL_S", "soon"), ("LEASE_TTL_S", "0"), ("DEFAULT_CURRENCY", "ZZZ"), ("DATABASE_URL", "mysql://x"),
      ("BACKUP", "maybe")],
 )  # fmt: skip
 def test_a_bad_setting_names_its_variable(name: str, value: str) -> None:
