@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
@@ -333,7 +334,7 @@ class _Line:
                         break
                 return _answer(response, bytes(body), send, deadline)
         except httpx2.HTTPError as error:
-            return LineDown(_why(error))
+            return LineDown(_why(error, self._url))
 
     def close(self) -> None:
         if self._client is not None:
@@ -361,7 +362,7 @@ class _AsyncLine:
                         break
                 return _answer(response, bytes(body), send, deadline)
         except httpx2.HTTPError as error:
-            return LineDown(_why(error))
+            return LineDown(_why(error, self._url))
 
     async def close(self) -> None:
         if self._client is not None:
@@ -376,5 +377,6 @@ def _answer(response: httpx2.Response, body: bytes, send: Send, deadline: float)
     return Answer(response.status_code, headers, body[: send.bytes_max + 1])
 
 
-def _why(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _why(error: Exception, url: str) -> str:
+    """The address and the system's own words, without its number for them."""
+    return f"{url}: {re.sub(r'^.Errno -?[0-9]+. ', '', str(error)) or type(error).__name__}"

@@ -42,7 +42,7 @@ from tallystick_client.schema import set_aside
 from tallystick_client.store import DIRECTORY_NAME, Store
 from tallystick_client.terminal import OrderInput, Terminal, as_codes, as_order, count_customer, find_entries
 from tallystick_client.timekeeping import Clock, read_clock, signed
-from tallystick_shared.engine import Result
+from tallystick_shared.engine import Reason, Result
 from tallystick_shared.journal import BATCH_EVENTS_MAX, chain_start, encode
 from tallystick_shared.model import order_json, parse_order
 from tallystick_shared.signing import SigningKey, sha256_hex
@@ -157,6 +157,11 @@ class Keeper:
                 writing.execute("UPDATE attempts SET state = 'refused' WHERE id = ?", (change.id,))
             return Kept()
         result = msgspec.json.decode(answer.result, type=Result)
+        if not answer.redeemed and self._holds_what_was_refused(result):
+            # not used up: leased, and to this till. What the server refuses it does not keep, so the id is free
+            kept = self._fall_back(FallBack(answer.id))
+            if kept.receipt is not None and kept.receipt.redeemed:
+                return kept
         with self.journal.write() as writing:
             state = "redeemed" if answer.redeemed else "refused"
             writing.execute(
@@ -169,6 +174,16 @@ class Keeper:
                 for entry in find_entries(bundle, [applied.code for applied in result.applied]).values():
                     count_customer(writing, entry, order, 1)
         return Kept(Receipt(answer.id, answer.at, answer.redeemed, result, online=True))
+
+    def _holds_what_was_refused(self, result: Result) -> bool:
+        codes = [one.code for one in result.refused if one.reason in (Reason.LIMIT_REACHED, Reason.BUDGET_EXHAUSTED)]
+        with self.journal.read() as view:
+            bundle = self.terminal.bundle(view)
+            found = {} if bundle is None else find_entries(bundle, codes)
+            return any(
+                view.run("SELECT 1 FROM leases WHERE voucher_id = ? AND state = 'active'", (entry.id,)).fetchone()
+                for entry in found.values()
+            )
 
     def _fall_back(self, change: FallBack) -> Kept:
         """Redeems offline under the same id. If that gives nothing the attempt stays open: the server may have it."""

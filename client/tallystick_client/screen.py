@@ -21,10 +21,10 @@ REASONS: Final = {
     Reason.EXPIRED: "expired",
     Reason.OUTSIDE_HOURS: "not at this hour",
     Reason.CURRENCY_MISMATCH: "for another currency",
-    Reason.LIMIT_REACHED: "used up",
+    Reason.LIMIT_REACHED: "used up, or what is left of it is held by tills",
     Reason.CUSTOMER_LIMIT_REACHED: "this customer has had it",
     Reason.NEEDS_CONNECTION: "only with a connection to the server",
-    Reason.NO_ALLOWANCE: "this till holds no (more) uses of it: sync, or redeem online",
+    Reason.NO_ALLOWANCE: "this till holds no more uses of it",
     Reason.CONDITION_NOT_MET: "its conditions are not met",
     Reason.NO_MATCHING_ITEM: "nothing in this order that it is for",
     Reason.BELOW_FIRST_TIER: "the order is too small for it",
@@ -72,7 +72,7 @@ def show_status(console: Console, status: Status) -> None:
     expires = "" if status.bundle_expires_at is None else f", good until {_time(status.bundle_expires_at)}"
     table.add_row("vouchers", f"{status.bundle_vouchers} in version {status.bundle_version}{expires}")
     table.add_row("last sync", "never" if status.last_sync_at is None else _time(status.last_sync_at))
-    table.add_row("waiting", f"{status.waiting} events, {status.waiting_redemptions} of them redemptions")
+    table.add_row("waiting", f"{status.waiting} events ({status.waiting_redemptions} redemptions) to be sent")
     table.add_row("journal", f"{status.head} written, {status.acknowledged} acknowledged, {status.durable} durable")
     table.add_row("server", status.server)
     table.add_row("device", status.device)
@@ -88,6 +88,8 @@ def show_status(console: Console, status: Status) -> None:
 def explain(refused: Refused) -> str:
     """Why a code was refused, for a cashier to read out."""
     detail = refused.detail.get("message")
+    if refused.reason is Reason.CUSTOMER_LIMIT_REACHED and refused.detail.get("field") == "customer.id":
+        return "only for a known customer: the order has none"
     return f"{REASONS[refused.reason]} ({detail})" if isinstance(detail, str) and detail else REASONS[refused.reason]
 
 
@@ -116,14 +118,16 @@ def _result(order: Order, result: Result) -> RenderableType:
     ):
         if minor:
             sums.add_row(name, money(minor))
-    sums.add_row(Text("to pay", style="bold"), Text(f"{money(result.total_minor)} {result.currency}", style="bold"))
+    sums.add_row(
+        Text("to pay", style="bold"), Text(money(result.total_minor), style="bold"), Text(result.currency, style="bold")
+    )
     sums.columns[1].justify = "right"
     return Group(lines, "", codes, "", sums) if result.applied or result.refused else Group(lines, "", sums)
 
 
 def _leases(status: Status) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("lease", "used", "of", "until", ""):
+    for title in ("lease", "used", "of", "until", "state"):
         table.add_column(title)
     for lease in status.leases:
         parts = [(lease.used_units, lease.units), (lease.used_minor, lease.minor)]

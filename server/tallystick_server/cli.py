@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tallystick_server import operations
+from tallystick_server import __version__, operations
 from tallystick_server.logs import log_to_stderr
 from tallystick_server.server import FIRST_SCOPE
 from tallystick_server.settings import Settings, from_environment
@@ -32,9 +32,9 @@ Scope = Annotated[str, typer.Option("--scope", help="The scope: a group of store
 app = typer.Typer(
     name="tallystick-server",
     help="Issues signed voucher bundles and settles what offline tills redeemed.",
-    no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
-    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 1 something unexpected, 2 bad input, 3 try again later, 130 interrupted.",
 )
 out, err = Console(), Console(stderr=True)
 
@@ -44,8 +44,30 @@ def wall_clock() -> datetime:
     return datetime.now(UTC)
 
 
+def run(arguments: list[str]) -> None:
+    """Runs one command. Raises `TallystickError`; a call that makes no sense is one of them (`MISUSE`)."""
+    try:
+        typer.main.get_command(app).main(arguments or ["--help"], prog_name="tallystick-server", standalone_mode=False)
+    except typer.exceptions.TyperException as error:
+        raise CallerError(" ".join(error.format_message().split()), code="MISUSE") from error
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tallystick-server {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def common(context: typer.Context, data: Data = None) -> None:
+def common(
+    context: typer.Context,
+    data: Data = None,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
     """Issues signed voucher bundles and settles what offline tills redeemed."""
     context.obj = data
 
@@ -159,7 +181,8 @@ def token(
     store: Annotated[str, typer.Option("--store", help="The store the new device stands in.")],
     scope: Scope = FIRST_SCOPE,
     ttl_hours: Annotated[
-        int | None, typer.Option("--ttl-hours", min=1, max=720, help="How long it may be used.")
+        int | None,
+        typer.Option("--ttl-hours", min=1, max=720, help="How long it may be used; 24 where nothing else is set."),
     ] = None,
     data: Data = None,
 ) -> None:

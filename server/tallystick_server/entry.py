@@ -16,9 +16,9 @@ DEBUG_VARIABLE = "TALLYSTICK_DEBUG"
 def main() -> None:
     """The command `tallystick-server`."""
     try:
-        from tallystick_server.cli import app
+        from tallystick_server.cli import run
 
-        app()
+        run(sys.argv[1:])
     except TallystickError as error:
         _say(f"{error.message} ({error.code})")
         sys.exit(3 if isinstance(error, LineError) else 2)

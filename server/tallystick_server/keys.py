@@ -45,6 +45,8 @@ def create(settings: Settings, server_id: str, *, now: datetime) -> None:
             _write(settings.keys / f"{name}.jwk", key.to_bytes(), 0o600)
         _write(settings.keys / "root-1.json", signed, 0o644)
     except FileExistsError as error:
+        if not settings.data.is_dir():
+            raise CallerError(f"{settings.data} is a file, not a directory", code="NOT_WRITABLE") from error
         raise CallerError(f"{settings.keys} is there already: it is not overwritten", code="EXISTS") from error
     except OSError as error:
         raise CallerError(f"{settings.data} cannot be written to: {error.strerror}", code="NOT_WRITABLE") from error
@@ -57,11 +59,11 @@ def load(settings: Settings) -> Keys:
         bundle = SigningKey.from_bytes((settings.keys / "bundle.jwk").read_bytes())
         receipt = SigningKey.from_bytes((settings.keys / "receipt.jwk").read_bytes())
         return Keys(bundle, receipt, roots)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        message = f"there are no keys in {settings.keys}: run tallystick-server init first"
+        raise CallerError(message, code="NO_KEYS") from error
     except (OSError, ValueError) as error:
-        raise CallerError(
-            f"the keys in {settings.keys} are not there or cannot be read: run tallystick-server init first",
-            code="NO_KEYS",
-        ) from error
+        raise CallerError(f"the keys in {settings.keys} cannot be read: {error}", code="NO_KEYS") from error
 
 
 def _write(path: Path, raw: bytes, mode: int) -> None:

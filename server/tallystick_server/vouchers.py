@@ -18,6 +18,7 @@ from tallystick_server.settings import Settings
 from tallystick_server.tables import campaigns, pools, scope_vouchers, scopes, voucher_revisions, vouchers
 from tallystick_shared.bundle import state_digest, voucher_digest
 from tallystick_shared.codes import fold
+from tallystick_shared.door import shown
 from tallystick_shared.engine import max_discount_minor
 from tallystick_shared.errors import CallerError, InvalidInput
 from tallystick_shared.model import Voucher, parse_voucher, voucher_json
@@ -111,8 +112,12 @@ async def create(
     voucher = parse_voucher(raw, default_currency=settings.default_currency)
     await must_be_scopes(transaction, scope_names)
     if await taken(transaction, [fold(voucher.code)]):
-        raise InvalidInput("code", "must be one that no voucher has", repr(voucher.code), code="EXISTS")
+        raise _exists(voucher.code)
     return (await publish(transaction, [voucher], scope_names, now=now))[0]
+
+
+def _exists(code: str) -> InvalidInput:
+    return InvalidInput("code", f"{shown(code)} is the code of a voucher already", code="EXISTS")
 
 
 async def deactivate(transaction: Transaction, voucher_id: str, *, now: datetime) -> None:
@@ -176,7 +181,7 @@ async def import_into(
             voucher = parse_voucher(raw, default_currency=settings.default_currency)
             folded = fold(voucher.code)
             if folded in lines:
-                raise InvalidInput("code", f"must not be equal to that of line {lines[folded]}", repr(voucher.code))
+                raise InvalidInput("code", f"{shown(voucher.code)} is the code of line {lines[folded]} already")
             lines[folded] = number
             found.append(voucher)
         except InvalidInput as error:
@@ -184,15 +189,16 @@ async def import_into(
         if on_line is not None:
             on_line(number)
 
+    if not found and not errors:
+        raise CallerError(f"{path} holds no vouchers, nothing was imported", code="BAD_FILE")
+    codes = {fold(voucher.code): voucher.code for voucher in found}
+
     async def store(transaction: Transaction) -> None:
         await must_be_scopes(transaction, [scope])
-        there = [
-            (lines[folded], InvalidInput("code", "must be one that no voucher has", repr(folded)))
-            for folded in await taken(transaction, list(lines))
-        ]
+        there = [(lines[folded], _exists(codes[folded])) for folded in await taken(transaction, list(lines))]
         if bad := sorted([*errors, *there], key=lambda one: one[0]):
-            shown = [f"{path}:{number}: {error}" for number, error in bad[:SHOWN_ERRORS_MAX]]
-            raise BadFile(path, shown, len(bad))
+            told = [f"{path}:{number}: {error}" for number, error in bad[:SHOWN_ERRORS_MAX]]
+            raise BadFile(path, told, len(bad))
         await publish(transaction, found, [scope], now=now)
 
     await database.write(store)

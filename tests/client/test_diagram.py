@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tallystick_client.machine import TRANSITIONS
+from tallystick_client.machine import TRANSITIONS, Phase
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "sync-machine.md"
 
@@ -15,8 +15,7 @@ def drawn() -> str:
     for phase, events in TRANSITIONS.items():
         for event, following in events.items():
             lines += [
-                f"    {phase.name} --> {one.name}: {event.__name__}"
-                for one in sorted(following, key=lambda one: list(type(one)).index(one))
+                f"    {phase.name} --> {one.name}: {event.__name__}" for one in sorted(following, key=list(Phase).index)
             ]
     return "\n".join([*lines, "```"])
 
