@@ -43,7 +43,9 @@ def reading(view: Writing) -> Reading:
     events = stored_events(view, state.acknowledged_seq, state.batch_events_max, BATCH_BYTES_MAX)
     through_seq = state.acknowledged_seq + len(events)
     verify_chain(view, state.acknowledged_seq, through_seq)
-    wants = view.run("SELECT voucher_id, units FROM wants ORDER BY units DESC, voucher_id LIMIT ?", (WANTS_MAX,))
+    wants = view.run(
+        "SELECT voucher_id, min(units, 1000000) FROM wants ORDER BY units DESC, voucher_id LIMIT ?", (WANTS_MAX,)
+    )
     used = view.run("SELECT id, used_units, used_minor FROM leases WHERE state <> 'closed' AND used_units > 0")
     return Reading(
         scope=state.scope,

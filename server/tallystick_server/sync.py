@@ -128,7 +128,8 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
         return bytes(row.answer)
     ledger = await read_ledger(transaction)
     if batch.head.ledger_mark > ledger.mark or batch.head.server_epoch > ledger.server_epoch:
-        await suspect_restore(transaction)
+        if device.state is DeviceState.ACTIVE:
+            await suspect_restore(transaction, device.id)
         ledger = Ledger(ledger.server_id, ledger.server_epoch, "restore_suspected", ledger.mark)
     # 3. the chain
     place = await _place(transaction, device, batch, ledger)
@@ -162,12 +163,15 @@ async def _place(transaction: Transaction, device: Device, batch: _Batch, ledger
     if not anchored and ledger.state == "restore_suspected" and device.seq < head.after.seq:
         return None
     new = next((i for i, position in enumerate(positions[1:]) if position not in stored), len(batch.events))
-    went_back = device.branches == 1 and (
-        head.head.seq < device.seq or await _uses_went_down(transaction, device, head)
-    )
-    if went_back and head.clock.boot_id == device.boot_id and head.clock.monotonic_s < (device.monotonic_s or 0):
-        # an older request of the same run of the device that the line delivered late: nobody waits for its answer
-        raise CallerError("a newer request of this device was answered already", code="STALE_REQUEST")
+    behind = device.branches == 1 and head.head.seq < device.seq
+    if behind and anchored and new == len(batch.events):
+        # An older request that the line delivered late, or a journal restored from an older copy. It says nothing that
+        # is not known, so it proves no fork: a copy shows itself with its first event of its own.
+        raise CallerError(
+            "the server knows later events of this till: this is an old request, or an old copy of the till's files",
+            code="STALE_REQUEST",
+        )
+    went_back = behind or (device.branches == 1 and await _uses_went_down(transaction, device, head))
     if not anchored:
         return _Place(device.branches, new, forked=True)
     if new == len(batch.events):

@@ -32,6 +32,8 @@ def trimmed(code: str) -> str:
         raise InvalidInput("", "must be a code of 1 to 128 characters", "empty")
     if len(text) > CODE_CHARACTERS_MAX:
         raise InvalidInput("", "must be a code of 1 to 128 characters", f"one of {len(text)} characters")
+    if "\0" in text:
+        raise InvalidInput("", "must hold only characters that can be stored", "U+0000")
     if not text.isascii():
         for character in text:
             if "\ud800" <= character <= "\udfff" or not is_assigned(character):

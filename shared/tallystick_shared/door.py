@@ -282,6 +282,8 @@ def _explained(message: str, document: Any) -> InvalidInput:
             return InvalidInput(path, f"must be a whole number of {limit}", was)
         what = "a list" if bound["kind"] == "array" else "text"
         return InvalidInput(path, f"must be {what} of a length of {limit}", was)
+    if "matching regex" in text:
+        return InvalidInput(path, "must be text without the character U+0000", was)
     if text.startswith("Invalid"):
         return InvalidInput(path, f"must be {_choices(path)}", was)
     return InvalidInput(path, text, was)

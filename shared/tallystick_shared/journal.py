@@ -26,8 +26,9 @@ BATCH_EVENTS_MAX = 500
 BATCH_BYTES_MAX = 1024 * 1024
 """Envelopes, bodies and their line ends, uncompressed."""
 
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Id = Annotated[str, Meta(pattern="^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+# `$` alone would let a line end follow; this form means the same in every language's regular expressions
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Id = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$(?!\n)")]
 """A UUID in its usual spelling; those made here are version 7."""
 Seq = Annotated[int, Meta(ge=0, le=2**53)]
 Count = Annotated[int, Meta(ge=0, le=10**15)]
@@ -63,7 +64,7 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Id
     seq: Annotated[int, Meta(ge=1, le=2**53)]
     at: Instant
-    boot_id: Annotated[str, Meta(max_length=64)]
+    boot_id: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
     monotonic_s: Count
     bundle_version: Count
     engine_version: Annotated[str, Meta(max_length=64)]

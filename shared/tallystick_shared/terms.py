@@ -25,6 +25,8 @@ MoneyAboveZero: TypeAlias = Annotated[int, Meta(ge=1, le=MONEY_MAX)]
 Quantity: TypeAlias = Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=10**15)]
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=TEXT_MAX)]
+Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=TEXT_MAX, pattern=r"^[^\x00]*$")]
+"""Text that a database column holds: U+0000 fits into none of PostgreSQL's."""
 Ids: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=IDS_MAX)]
 Attributes: TypeAlias = dict[str, Any]
 """Name -> text, number (`int` or exact `Decimal`), bool, null, or a list of the first three; checked by `checks`."""
@@ -62,7 +64,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 class Customer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Who buys; every field may be missing. `segments` of None are unknown, of () none."""
 
-    id: Text | None = None
+    id: Label | None = None
     segments: Ids | None = None
     attributes: Attributes = {}
 
@@ -74,7 +76,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     currency: str
     lines: Annotated[tuple[Line, ...], Meta(max_length=LINES_MAX)]
     shipping_minor: Money = 0
-    store_id: Text | None = None
+    store_id: Label | None = None
     channel: Text | None = None
     customer: Customer | None = None
     attributes: Attributes = {}
@@ -259,7 +261,7 @@ class Voucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     code: str
     discount: Discount
-    campaign_id: Text | None = None
+    campaign_id: Label | None = None
     status: Literal["active", "paused"] = "active"
     when: Condition | None = None
     valid_from: Moment | None = None

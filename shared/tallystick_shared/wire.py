@@ -26,7 +26,8 @@ from tallystick_shared.signing import sha256_hex
 
 API = "/v1"
 AUTH_SCHEME = "Tallystick"
-Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+"""One line of text, without control characters."""
 Nonce = Annotated[str, Meta(min_length=16, max_length=64)]
 
 
@@ -138,12 +139,12 @@ class Want(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Demand this device met and could not serve since its last sync: refusals with `NO_ALLOWANCE`, in units."""
 
     voucher_id: Id
-    units: Count
+    units: Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class ClockReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at: Instant
-    boot_id: str
+    boot_id: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
     monotonic_s: Count
 
 

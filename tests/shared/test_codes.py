@@ -78,7 +78,7 @@ def test_a_code_of_128_characters_fits() -> None:
 
 def test_folding_every_character_twice_changes_nothing() -> None:
     """Folding is idempotent for each character of Unicode 14, alone and before a combining mark."""
-    for point in range(sys.maxunicode + 1):
+    for point in range(1, sys.maxunicode + 1):
         character = chr(point)
         if 0xD800 <= point <= 0xDFFF or not is_assigned(character) or not character.casefold().strip():
             continue
@@ -116,3 +116,9 @@ def test_the_table_is_that_of_unicode_14() -> None:
 def test_the_table_counts_what_unicode_14_counts() -> None:
     """On every Python: Unicode 14.0 has 144,697 characters; with private use, surrogates and controls, 284,278."""
     assert sum(is_assigned(chr(point)) for point in range(sys.maxunicode + 1)) == 144_697 + 137_468 + 2_048 + 65
+
+
+def test_a_code_cannot_hold_what_no_database_can() -> None:
+    """U+0000 inside a code is refused: PostgreSQL could not store it."""
+    with pytest.raises(InvalidInput, match="U\\+0000"):
+        fold("A\0B")
