@@ -6,6 +6,7 @@ Both are made when they are first asked for: a snapshot once a version, never on
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,6 +23,8 @@ from tallystick_shared.errors import CallerError
 from tallystick_shared.journal import encode
 from tallystick_shared.signing import Typ, sha256_hex
 
+_DIGEST = re.compile("[0-9a-f]{64}")
+
 
 async def manifest(server: Server, scope: str) -> bytes:
     """The scope's manifest, signed; made anew after a change and at half-life. Raises `NOT_FOUND`."""
@@ -37,6 +40,8 @@ async def manifest(server: Server, scope: str) -> bytes:
 
 async def blob(server: Server, sha256: str) -> bytes:
     """A blob by its digest. Raises `NOT_FOUND`."""
+    if not _DIGEST.fullmatch(sha256):
+        raise not_found("blob")
     async with server.database.read() as connection:
         data = (await connection.execute(select(blobs.c.data).where(blobs.c.sha256 == sha256))).scalar_one_or_none()
     if data is None:

@@ -47,6 +47,10 @@ def wall_clock() -> datetime:
 def run(arguments: list[str]) -> None:
     """Runs one command. Raises `TallystickError`; a call that makes no sense is one of them (`MISUSE`)."""
     try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError:
+        raise CallerError("the arguments must be text in UTF-8", code="MISUSE") from None
+    try:
         typer.main.get_command(app).main(arguments or ["--help"], prog_name="tallystick-server", standalone_mode=False)
     except typer.exceptions.TyperException as error:
         raise CallerError(" ".join(error.format_message().split()), code="MISUSE") from error

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy import Connection, event, inspect, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from tallystick_server.settings import Settings
 from tallystick_server.tables import SCHEMA_REVISION
-from tallystick_shared.errors import CallerError, LineError
+from tallystick_shared.errors import CallerError, InvalidInput, LineError
 
 T = TypeVar("T")
 Transaction = AsyncConnection
@@ -31,10 +32,11 @@ class Again(Exception):
 
 
 class Database:
-    """The engine, and its only two doors: `read` and `write`."""
+    """The engine, and its only two doors: `read` and `write`. Raises `InvalidInput` for the address."""
 
     def __init__(self, settings: Settings) -> None:
         self._sqlite_file = settings.sqlite_file
+        _check_address(settings.database_url)
         # an error of the database goes to the log, and its parameters are customers and what they bought
         self.engine: AsyncEngine = create_async_engine(
             settings.database_url,
@@ -76,9 +78,11 @@ class Database:
         raise LineError("the database is busy, try again in a moment", code="DATABASE_BUSY")
 
     async def migrate(self) -> None:
-        """Every migration up to the newest, in one transaction."""
-
+        """Every migration up to the newest, in one transaction. A new SQLite file is for its owner alone."""
         try:
+            if self._sqlite_file is not None:
+                # SQLite gives -wal and -shm the mode of the file
+                os.close(os.open(self._sqlite_file, os.O_RDWR | os.O_CREAT, 0o600))
             async with self._one_writer, self.engine.connect() as plain:
                 connection = await plain.execution_options(tallystick_write=True)
                 async with connection.begin():
@@ -104,6 +108,16 @@ class Database:
                 f"the database ({where}) is not there or not up to date: run tallystick-server init first",
                 code="NOT_INITIALISED",
             )
+
+
+def _check_address(url: str) -> None:
+    try:
+        port = make_url(url).port
+        fits = port is None or 0 < port < 2**16
+    except (ArgumentError, ValueError):
+        fits = False
+    if not fits:
+        raise InvalidInput("TALLYSTICK_DATABASE_URL", "must be like postgresql://USER:PASSWORD@HOST:PORT/NAME")
 
 
 def chunks(values: Sequence[T]) -> list[Sequence[T]]:

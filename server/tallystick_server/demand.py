@@ -12,12 +12,15 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from math import isqrt
 from typing import Final
 
 _ANYTHING: Final = 1
 _SAME_CAMPAIGN: Final = 16
 _SAME_VOUCHER: Final = 16
 _MUCH_LIKELIER: Final = 2
+_SATURATED: Final = 500
+"""Units from which more of them say ever less: one device cannot claim everything for ever."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Demand:
         self._campaigns: dict[str, _Campaign] = {}
         for device_id, voucher_id, campaign_id, units in rows:
             self._anything[device_id] += units
-            self._voucher[voucher_id][device_id] = units
+            self._voucher[voucher_id][device_id] = _weight(units)
             if campaign_id:
                 self._campaign[device_id, campaign_id] += units
 
@@ -77,11 +80,15 @@ class Demand:
         return self._voucher[voucher_id].items() if voucher_id in self._voucher else ()
 
     def _base(self, device_id: str, campaign_id: str) -> int:
-        same = self._campaign[device_id, campaign_id] if campaign_id else 0
-        return 1 + _ANYTHING * self._anything[device_id] + _SAME_CAMPAIGN * same
+        same = _weight(self._campaign[device_id, campaign_id]) if campaign_id else 0
+        return 1 + _ANYTHING * _weight(self._anything[device_id]) + _SAME_CAMPAIGN * same
 
     def _of(self, campaign_id: str) -> _Campaign:
         if campaign_id not in self._campaigns:
             scores = {device: self._base(device, campaign_id) for device in self.live}
             self._campaigns[campaign_id] = _Campaign(scores, sorted(scores.values()), sum(scores.values()))
         return self._campaigns[campaign_id]
+
+
+def _weight(units: int) -> int:
+    return units if units <= _SATURATED else _SATURATED + isqrt(units - _SATURATED)

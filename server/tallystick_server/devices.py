@@ -6,6 +6,7 @@ Source: protocol.md, section 4. A device that is not active can still upload its
 from __future__ import annotations
 
 import secrets
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -65,7 +66,10 @@ class Device:
 
 
 async def make_token(server: Server, *, store_id: str, scope: str, ttl_s: int | None = None) -> EnrolmentToken:
-    """A one-time token for a new device of `store_id`. Raises `CallerError` (`NOT_FOUND`) for the scope."""
+    """A one-time token for a new device of `store_id`. Raises `InvalidInput`, `CallerError` (`NOT_FOUND`)."""
+    # control characters, and what cannot be encoded
+    if not 0 < len(store_id) <= 128 or any(unicodedata.category(one) in ("Cc", "Cs") for one in store_id):
+        raise InvalidInput("store_id", "must be text of 1 to 128 characters, without control characters")
     now = server.clock()
     secret = secrets.token_urlsafe(32)
     row = {
@@ -233,5 +237,5 @@ def _read(decoder: msgspec.json.Decoder[Any], payload: bytes) -> Any:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         raise InvalidInput(where.rstrip("`"), what[:1].lower() + what[1:]) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Untrusted("what is signed is not JSON", code="MALFORMED") from error

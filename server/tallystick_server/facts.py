@@ -50,6 +50,11 @@ class UseFacts:
     voided_minor: int = 0
     changed: bool = False
 
+    @property
+    def left(self) -> tuple[int, int]:
+        """Units and minor that are not voided yet."""
+        return self.units - self.voided_units, self.minor - self.voided_minor
+
 
 @dataclass
 class RedemptionFacts:

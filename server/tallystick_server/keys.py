@@ -39,7 +39,7 @@ def create(settings: Settings, server_id: str, *, now: datetime) -> None:
     payload = encode(document)
     signed = join_signatures(payload, [root.sign_flat(Typ.ROOT, payload)])
     try:
-        settings.data.mkdir(parents=True, exist_ok=True)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings.keys.mkdir(mode=0o700)
         for name, key in (("root", root), ("bundle", bundle), ("receipt", receipt)):
             _write(settings.keys / f"{name}.jwk", key.to_bytes(), 0o600)

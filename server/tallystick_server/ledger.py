@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tallystick_server.database import Transaction, chunks
 from tallystick_server.tables import customer_uses, demand, pools, vouchers
+
+DEMAND_ADDED_MAX: Final = 1_000
+"""Units that one request can add to a device's demand for a voucher, whatever the device says."""
 
 
 @dataclass
@@ -102,7 +105,7 @@ async def note_demand(transaction: Transaction, device_id: str, units: Mapping[s
     for part in chunks(sorted(units)):
         known.update((await transaction.execute(select(vouchers.c.id).where(vouchers.c.id.in_(part)))).scalars())
     rows = [
-        {"device_id": device_id, "voucher_id": voucher_id, "units": units[voucher_id], "at": now}
+        {"device_id": device_id, "voucher_id": voucher_id, "units": min(units[voucher_id], DEMAND_ADDED_MAX), "at": now}
         for voucher_id in sorted(known)
     ]
     if rows:

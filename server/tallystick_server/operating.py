@@ -10,7 +10,7 @@ from sqlalchemy import func, insert, select, update
 
 from tallystick_server.database import Transaction
 from tallystick_server.ledger import PoolMoves, move_pools
-from tallystick_server.server import OPERATOR_KEY_PREFIX, Server, not_found, read_ledger, secret_digest
+from tallystick_server.server import OPERATOR_KEY_PREFIX, Ledger, Server, not_found, read_ledger, secret_digest
 from tallystick_server.tables import campaigns, devices, events, flags, leases, operator_keys, pools, scopes
 from tallystick_shared.errors import CallerError
 from tallystick_shared.journal import EventType, read_envelope
@@ -219,18 +219,18 @@ async def status(server: Server, transaction: Transaction) -> Status:
         events=await _count_by(transaction, events.c.outcome),
         flagged_open=(await transaction.execute(flagged)).scalar_one(),
         pools_overdrawn=(await transaction.execute(overdrawn)).scalar_one(),
-        notes=_notes(server, ledger.state),
+        notes=_notes(server, ledger),
     )
 
 
-def _notes(server: Server, state: str) -> list[str]:
+def _notes(server: Server, ledger: Ledger) -> list[str]:
     notes: list[str] = []
     if server.settings.backup == "none":
         notes.append("no backup is configured, so devices keep everything they ever recorded (TALLYSTICK_BACKUP)")
-    if state == "restore_suspected":
+    if ledger.state == "restore_suspected":
         notes.append(
-            "a device has seen later answers than this database holds: it was restored from a backup, and no lease "
-            "is granted until that is cleared up"
+            f"device {ledger.suspected_by} has seen later answers than this database holds: it was restored from a "
+            "backup, and no lease is granted until that is cleared up"
         )
     if (server.settings.keys / "root.jwk").exists():
         notes.append(f"the root key is still on this machine: move {server.settings.keys / 'root.jwk'} offline")

@@ -14,7 +14,7 @@ from tallystick_server.devices import Device
 from tallystick_server.facts import Facts, LeaseFacts, RedemptionFacts, UseFacts, VoucherFacts
 from tallystick_server.ledger import count_customers, move_pools, note_demand
 from tallystick_server.revisions import Revisions
-from tallystick_server.settling import Settled
+from tallystick_server.settling import Settled, open_envelope
 from tallystick_server.tables import (
     customer_uses,
     events,
@@ -25,8 +25,7 @@ from tallystick_server.tables import (
     redemptions,
     vouchers,
 )
-from tallystick_shared.errors import Untrusted
-from tallystick_shared.journal import Envelope, read_envelope
+from tallystick_shared.journal import Envelope, StoredEvent
 from tallystick_shared.wire import Outcome
 
 
@@ -108,17 +107,15 @@ async def _note_blocked(transaction: Transaction, device_id: str, facts: Facts) 
             flags.c.state == "open",
         )
     )
-    query = select(events.c.envelope, events.c.event_id).where(
+    query = select(events.c.envelope, events.c.body, events.c.seq).where(
         events.c.device_id == device_id, events.c.outcome == Outcome.QUARANTINED.value, waiting
     )
     for row in await transaction.execute(query):
-        if row.event_id is None:
+        envelope = open_envelope(StoredEvent(row.envelope, row.body), row.seq)
+        if envelope is None:
             facts.all_leases_blocked = True
-            continue
-        try:
-            facts.blocked_leases.update(use.lease for use in read_envelope(row.envelope).uses if use.lease is not None)
-        except Untrusted:
-            facts.all_leases_blocked = True
+        else:
+            facts.blocked_leases.update(use.lease for use in envelope.uses if use.lease is not None)
 
 
 async def write(
@@ -157,7 +154,8 @@ async def _write_events(
     rows: list[dict[str, Any]] = []
     raised: list[dict[str, Any]] = []
     for one, chained in zip(settled, hashes, strict=True):
-        envelope = one.envelope
+        # nothing an event says can keep its own quarantine from being written
+        envelope = None if one.outcome is Outcome.QUARANTINED else one.envelope
         place = {"device_id": device_id, "branch": branch, "seq": one.seq}
         rows.append(
             {

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, StatementError
 
 from tallystick_server.logs import LOG
 from tallystick_shared.errors import CallerError, InvalidInput, LineError, TallystickError, Untrusted
@@ -64,9 +64,18 @@ def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Resp
         LOG.error("database unavailable", request_id=request_id_of(request), error=str(error.orig))
         busy = LineError("the database cannot be reached just now, try again in a moment", code="DATABASE_BUSY")
         return answer_tallystick_error(request, busy)
+    if _is_a_value(error):
+        return answer_tallystick_error(request, InvalidInput("", "one of the values is not one that can be stored"))
     LOG.error("unexpected error", request_id=request_id_of(request), traceback=_traceback(error))
     detail = "something went wrong here that is not your fault; the request's id finds it in the log"
     return _answer(request, 500, "INTERNAL", detail, [])
+
+
+def _is_a_value(error: Exception) -> bool:
+    """Whether the database cannot hold a value of the request (SQLSTATE class 22), or its JSON is nested too deeply."""
+    cause = error.orig if isinstance(error, StatementError) else error
+    too_much = isinstance(cause, OverflowError | RecursionError | UnicodeEncodeError)
+    return too_much or str(getattr(cause, "sqlstate", None) or "").startswith("22")
 
 
 def _traceback(error: Exception) -> str:

@@ -62,7 +62,7 @@ async def redeem_by_operator(server: Server, body: bytes) -> bytes:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         raise InvalidInput(where.rstrip("`"), what[:1].lower() + what[1:]) from error
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidInput("", "must be JSON") from error
     if request.device is not None:
         raise InvalidInput("device", "must be null where an operator asks; a device signs its own requests")
@@ -81,6 +81,8 @@ async def _redeem(server: Server, request: RedeemRequest, device: Device | None)
         order = parse_order(bytes(request.order))
     except InvalidInput as error:
         raise error.under("order") from None
+    except RecursionError:
+        raise InvalidInput("order", "must not be nested so deeply") from None
     folded: list[str] = []
     for index, code in enumerate(request.codes):
         try:

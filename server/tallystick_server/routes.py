@@ -54,7 +54,7 @@ async def _read(request: AnyRequest, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         raise InvalidInput(where.rstrip("`"), what[:1].lower() + what[1:]) from error
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidInput("", "must be JSON") from error
 
 

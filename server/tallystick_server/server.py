@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import uuid_utils
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 
 from tallystick_server import keys as keys_of
 from tallystick_server import tables
 from tallystick_server.database import Database, Transaction
 from tallystick_server.keys import Keys
+from tallystick_server.logs import LOG
 from tallystick_server.revisions import Revisions
 from tallystick_server.settings import Settings
 from tallystick_shared.errors import CallerError
@@ -47,18 +48,30 @@ class Ledger:
     server_epoch: int
     state: str
     mark: int
+    suspected_by: str | None = None
+    """The device whose answers are later than what the database holds."""
 
 
 async def read_ledger(transaction: Transaction) -> Ledger:
     row = (await transaction.execute(select(tables.server))).one()
     newest = select(tables.syncs.c.id).order_by(tables.syncs.c.id.desc()).limit(1)
     mark = (await transaction.execute(newest)).scalar_one_or_none()
-    return Ledger(row.server_id, row.server_epoch, row.state, mark or 0)
+    return Ledger(row.server_id, row.server_epoch, row.state, mark or 0, row.suspected_by)
 
 
-async def suspect_restore(transaction: Transaction) -> None:
-    """A device has seen what this database has not: it was restored from a backup, so nothing more is granted."""
-    await transaction.execute(update(tables.server).values(state="restore_suspected"))
+async def suspect_restore(transaction: Transaction, device_id: str) -> None:
+    """A device has seen what this database has not: it was restored from a backup, so nothing more is granted.
+
+    Only an active device is believed: one that an operator has turned away must not stop all others.
+    """
+    active = exists().where(tables.devices.c.id == device_id, tables.devices.c.state == "active")
+    change = (
+        update(tables.server)
+        .where(tables.server.c.state == "normal", active)
+        .values(state="restore_suspected", suspected_by=device_id)
+    )
+    if (await transaction.execute(change)).rowcount:
+        LOG.warning("restore suspected", device=device_id)
 
 
 def not_found(what: str) -> CallerError:

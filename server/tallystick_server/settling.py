@@ -15,7 +15,8 @@ share their numbers with the comments below and with the tests:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import msgspec
 
@@ -69,19 +70,28 @@ class _Result(msgspec.Struct, frozen=True):
     applied: list[_Applied]
 
 
+_YEARS: Final = range(1970, 9999)
+"""Of an event's time in UTC: further out a database or an arithmetic may not hold it."""
 _BODY = msgspec.json.Decoder(RedeemBody)
 _RESULT = msgspec.json.Decoder(_Result)
 
 
 def open_envelope(stored: StoredEvent, seq: int) -> Envelope | None:
-    """The envelope, or None where it cannot be read, is too large, or is of another place in the journal."""
+    """The envelope, or None where it cannot be read, is too large, of another place in the journal, or of no time."""
     try:
         envelope = read_envelope(stored.envelope)
     except Untrusted:
         return None
     too_large = len(stored.envelope) + len(stored.body) > EVENT_BYTES_MAX
     twice = len({use.voucher_id for use in envelope.uses}) != len(envelope.uses)
-    return None if too_large or twice or envelope.seq != seq else envelope
+    return None if too_large or twice or envelope.seq != seq or not _is_a_time(envelope.at) else envelope
+
+
+def _is_a_time(at: datetime) -> bool:
+    try:
+        return at.astimezone(UTC).year in _YEARS
+    except OverflowError:
+        return False
 
 
 def quarantined(stored: StoredEvent, seq: int, envelope: Envelope | None, facts: Facts) -> Settled:
@@ -137,7 +147,7 @@ def _read_body(stored: StoredEvent, envelope: Envelope) -> _Sale | None:
         order = parse_order(bytes(body.order))
         applied = tuple(_RESULT.decode(body.result).applied)
         return _Sale(order, bytes(body.result), applied, content_digest(order, body.codes))
-    except (msgspec.DecodeError, UnicodeError, InvalidInput):
+    except (msgspec.DecodeError, UnicodeError, InvalidInput, RecursionError):
         return None
 
 
@@ -150,11 +160,10 @@ def _redeem(stored: StoredEvent, envelope: Envelope, facts: Facts, rules: Rules,
             return Outcome.DUPLICATE
         flags.add(Flag.IDENTIFIER_REUSED)
         return Outcome.FLAGGED
-    if before is not None:
-        if sale is None or sale.content_sha256 != before.content_sha256:
-            flags.add(Flag.IDENTIFIER_REUSED)
-            return Outcome.FLAGGED
-        _take_back_online(before, facts)
+    if before is not None and (sale is None or sale.content_sha256 != before.content_sha256):
+        flags.add(Flag.IDENTIFIER_REUSED)
+        return Outcome.FLAGGED
+    carried = {} if before is None else _take_back_online(before, envelope, facts)
     # 2. body
     if sale is None:
         flags.add(Flag.UNREADABLE)
@@ -170,8 +179,9 @@ def _redeem(stored: StoredEvent, envelope: Envelope, facts: Facts, rules: Rules,
         cover = _cover(envelope, use, facts, flags)
         figure = settled.get(use.voucher_id)
         uses[use.voucher_id] = UseFacts(
-            use.voucher_id, use.revision_sha256, use.units, use.minor, figure, use.lease, cover
-        )
+            use.voucher_id, use.revision_sha256, use.units, use.minor, figure, use.lease, cover,
+            *carried.get(use.voucher_id, (0, 0)),
+        )  # fmt: skip
         # 5. circumstances
         _withdrawn(envelope, use, facts, flags)
         _count_customer(use, customer, facts, flags)
@@ -192,17 +202,37 @@ def _redeem(stored: StoredEvent, envelope: Envelope, facts: Facts, rules: Rules,
     return Outcome.APPLIED
 
 
-def _take_back_online(before: RedemptionFacts, facts: Facts) -> None:
+def _take_back_online(before: RedemptionFacts, envelope: Envelope, facts: Facts) -> dict[str, tuple[int, int]]:
+    """Undoes what an online attempt took; the units and minor of each use that were voided, and stay voided.
+
+    What was voided beyond the new uses came back already and is not given back again.
+    """
+    new = {use.voucher_id: use for use in envelope.uses}
+    carried: dict[str, tuple[int, int]] = {}
     for use in before.uses.values():
-        facts.moves.add(use.voucher_id, "units", free=use.units, online=-use.units)
-        facts.moves.add(use.voucher_id, "minor", free=use.minor, online=-use.minor)
+        same = new.get(use.voucher_id)
+        units = 0 if same is None else min(use.voided_units, same.units)
+        minor = 0 if same is None else min(use.voided_minor, same.minor)
+        carried[use.voucher_id] = units, minor
+        parts = (("units", use.units, use.voided_units - units), ("minor", use.minor, use.voided_minor - minor))
+        for measure, taken, over in parts:
+            facts.moves.add(use.voucher_id, measure, free=taken - over, online=-taken, voided=-over)
         if before.customer_id is not None:
-            _move_customer((use.voucher_id, before.customer_id), use.voided_units - use.units, facts)
+            _move_customer((use.voucher_id, before.customer_id), use.voided_units - use.units - units, facts)
+    return carried
+
+
+def _folded(code: str) -> str:
+    """What is no code is left as it is: it is no voucher's, and so agrees with none."""
+    try:
+        return fold(code)
+    except InvalidInput:
+        return code
 
 
 def _agrees(envelope: Envelope, sale: _Sale, facts: Facts) -> bool:
     """Whether the body's result gives each use its amount."""
-    amounts = {fold(one.code): one.discount_minor for one in sale.applied}
+    amounts = {_folded(one.code): one.discount_minor for one in sale.applied}
     if len(amounts) != len(envelope.uses):
         return False
     for use in envelope.uses:
@@ -226,7 +256,7 @@ def _settled_minor(envelope: Envelope, sale: _Sale, facts: Facts, flags: set[Fla
         flags.add(Flag.PRICE_MISMATCH)
         return {}
     ours = {fold(one.code): one for one in result.applied}
-    theirs = {fold(one.code): one for one in sale.applied}
+    theirs = {_folded(one.code): one for one in sale.applied}
     for compiled in known.values():
         mine, other = ours.get(compiled.folded), theirs.get(compiled.folded)
         if mine is None or other is None or mine.discount_minor != other.discount_minor:
@@ -313,24 +343,28 @@ def _time(envelope: Envelope, facts: Facts, rules: Rules, flags: set[Flag]) -> N
 
 
 def _void(envelope: Envelope, facts: Facts, flags: set[Flag]) -> Outcome:
-    """Units and minor return to the pool once (I3); a partial return gives back minor only."""
+    """Units and minor return to the pool once (I3); a partial return gives back minor only.
+
+    Without uses it is of an online attempt whose answer was lost: all of it returns that has not yet.
+    """
     redemption = facts.redemptions.get(envelope.ref or "")
     if redemption is None or any(use.voucher_id not in redemption.uses for use in envelope.uses):
         flags.add(Flag.WITHOUT_COVER)  # it voids what this device never redeemed
         return Outcome.FLAGGED
-    for use in envelope.uses:
-        mine = redemption.uses[use.voucher_id]
-        units = min(use.units, mine.units - mine.voided_units)
-        minor = min(use.minor, mine.minor - mine.voided_minor)
-        if units < use.units or minor < use.minor:
+    asked = {use.voucher_id: (use.units, use.minor) for use in envelope.uses}
+    asked = asked or {mine.voucher_id: mine.left for mine in redemption.uses.values()}
+    for voucher_id, wanted in asked.items():
+        mine = redemption.uses[voucher_id]
+        units, minor = min(wanted[0], mine.left[0]), min(wanted[1], mine.left[1])
+        if (units, minor) != wanted:
             flags.add(Flag.ALREADY_VOIDED)
         mine.voided_units += units
         mine.voided_minor += minor
         mine.changed = True
-        facts.moves.add(use.voucher_id, "units", free=units, voided=units)
-        facts.moves.add(use.voucher_id, "minor", free=minor, voided=minor)
+        facts.moves.add(voucher_id, "units", free=units, voided=units)
+        facts.moves.add(voucher_id, "minor", free=minor, voided=minor)
         if redemption.customer_id is not None and units:
-            _move_customer((use.voucher_id, redemption.customer_id), -units, facts)
+            _move_customer((voucher_id, redemption.customer_id), -units, facts)
     return Outcome.FLAGGED if flags else Outcome.APPLIED
 
 

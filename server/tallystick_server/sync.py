@@ -128,8 +128,7 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
         return bytes(row.answer)
     ledger = await read_ledger(transaction)
     if batch.head.ledger_mark > ledger.mark or batch.head.server_epoch > ledger.server_epoch:
-        if device.state is DeviceState.ACTIVE:
-            await suspect_restore(transaction, device.id)
+        await suspect_restore(transaction, device.id)
         ledger = Ledger(ledger.server_id, ledger.server_epoch, "restore_suspected", ledger.mark)
     # 3. the chain
     place = await _place(transaction, device, batch, ledger)
@@ -143,13 +142,10 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
     # 4. and 5. store and settle
     settled = await _store(server, transaction, device, batch, place, now)
     await _advance(transaction, device, batch, place, state, settled, now)
-    exceptions: list[EventOutcome | Settled] = [
-        *await _known_outcomes(transaction, device, batch, place.start),
-        *settled,
-    ]
-    after = batch.head.through
+    known = await _known_outcomes(transaction, device, batch, place.start)
     device = await devices_of.find(transaction, device.id)
-    return await _answer(server, transaction, device, batch, ledger, exceptions, after, now)
+    after = batch.head.through
+    return await _answer(server, transaction, device, batch, ledger, [*known, *settled], after, now)
 
 
 async def _place(transaction: Transaction, device: Device, batch: _Batch, ledger: Ledger) -> _Place | None:

@@ -77,6 +77,8 @@ server = Table(
     Column("server_id", _ID, nullable=False),
     Column("server_epoch", Integer, nullable=False),
     Column("state", String(32), nullable=False),
+    # the device that has seen later answers than this database holds
+    Column("suspected_by", _ID),
     Column("created_at", UtcTime, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
     CheckConstraint("state IN ('normal', 'restore_suspected')", name="state"),

@@ -110,6 +110,7 @@ async def create(
 ) -> str:
     """One voucher from its JSON (engine.md); its id. Raises `InvalidInput`, `CallerError` (`EXISTS`, `NOT_FOUND`)."""
     voucher = parse_voucher(raw, default_currency=settings.default_currency)
+    scope_names = sorted(set(scope_names))
     await must_be_scopes(transaction, scope_names)
     if await taken(transaction, [fold(voucher.code)]):
         raise _exists(voucher.code)

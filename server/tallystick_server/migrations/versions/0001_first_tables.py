@@ -54,6 +54,7 @@ def _server_and_operators() -> None:
         sa.Column("server_id", sa.String(length=36), nullable=False),
         sa.Column("server_epoch", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=32), nullable=False),
+        sa.Column("suspected_by", sa.String(length=36), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("state IN ('normal', 'restore_suspected')", name=op.f("ck_server_state")),
         sa.CheckConstraint("id = 1", name=op.f("ck_server_one_row")),
