@@ -230,13 +230,29 @@ Action = Send | Persist | Wait | Done
 # ---- reading an answer that is no success ---------------------------------------------------------------------------
 
 
+PROBLEM_TYPE = "application/problem+json"
+
+
+def is_the_servers_word(answer: Answer) -> bool:
+    """Whether a refusal is the server's own: a problem document with a code. A captive portal or a proxy sends none."""
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return 400 <= answer.status < 500 and kind == PROBLEM_TYPE and _problem(answer) is not None
+
+
 def problem_of(answer: Answer) -> tuple[str, str]:
     """Code and sentence of an error answer, whatever it holds."""
+    problem = _problem(answer)
+    if problem is None:
+        return f"HTTP_{answer.status}", f"it answered {answer.status} without saying why"
+    return problem.code[:64], problem.detail[:500] or problem.title[:500]
+
+
+def _problem(answer: Answer) -> Problem | None:
     try:
         problem = msgspec.json.decode(answer.body, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return f"HTTP_{answer.status}", f"it answered {answer.status} without saying why"
-    return problem.code[:64], problem.detail[:500] or problem.title[:500]
+        return None
+    return problem if problem.code else None
 
 
 def retry_after_s(answer: Answer | None, now: datetime) -> float:

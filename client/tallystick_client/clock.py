@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +13,11 @@ class SystemClock:
     """The machine's clocks. The monotonic one goes on while the machine sleeps, where the system has such a clock."""
 
     def __init__(self) -> None:
+        self._clock_id: int = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 1))
         try:
             self._boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
         except OSError:
-            # no such file on this system: every process counts as a boot, which only makes the mark more careful
-            self._boot_id = str(uuid.uuid4())
-        self._clock_id: int = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 1))
+            self._boot_id = self._boot_minute()
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -29,3 +27,11 @@ class SystemClock:
 
     def boot_id(self) -> str:
         return self._boot_id
+
+    def _boot_minute(self) -> str:
+        """The boot's name on a system without that file: the minute it began, the same for every process.
+
+        A wall clock that is set makes another name, and so another boot, which only makes the mark more careful.
+        """
+        began_s = self.now().timestamp() - self.monotonic()
+        return f"since-{datetime.fromtimestamp(round(began_s / 60) * 60, UTC):%Y-%m-%dT%H:%M}"

@@ -31,6 +31,7 @@ from tallystick_client.actions import (
     Start,
     Tick,
 )
+from tallystick_client.attempts import close_attempt, fingerprint_of, pending_id
 from tallystick_client.directory import Config, Directory
 from tallystick_client.enrolment import Enrolment
 from tallystick_client.errors import InvalidInput, StorageError
@@ -45,7 +46,7 @@ from tallystick_client.timekeeping import Clock, read_clock, signed
 from tallystick_shared.engine import Reason, Result
 from tallystick_shared.journal import BATCH_EVENTS_MAX, chain_start, encode
 from tallystick_shared.model import order_json, parse_order
-from tallystick_shared.signing import SigningKey, sha256_hex
+from tallystick_shared.signing import SigningKey
 from tallystick_shared.wire import DeviceState, EnrolmentToken, RedeemRequest
 
 
@@ -90,12 +91,8 @@ class Keeper:
         order, codes = as_order(order), as_codes(codes)
         if not codes:
             raise InvalidInput("codes", "must hold at least one code")
-        fingerprint = _fingerprint(order_json(order), codes)
         with self.journal.read() as view:
-            row = view.run(
-                "SELECT id FROM attempts WHERE fingerprint = ? AND state = 'pending'", (fingerprint,)
-            ).fetchone()
-            redemption_id = row[0] if row else new_id(self.terminal.judged(view).at)
+            redemption_id = pending_id(view, order, codes) or new_id(self.terminal.judged(view).at)
         request = RedeemRequest(redemption_id, msgspec.Raw(order_json(order)), codes, self.config.device)
         return OnlineRedemption(redemption_id, encode(request), self.key)
 
@@ -140,7 +137,7 @@ class Keeper:
 
     def _begin_online(self, change: BeginOnline) -> Kept:
         request = msgspec.json.decode(change.request, type=RedeemRequest)
-        fingerprint = _fingerprint(bytes(request.order), request.codes)
+        fingerprint = fingerprint_of(bytes(request.order), request.codes)
         with self.journal.write() as writing:
             at = self.terminal.judged(writing).at
             writing.execute(
@@ -154,7 +151,7 @@ class Keeper:
         answer = change.answer
         if answer is None:
             with self.journal.write() as writing:
-                writing.execute("UPDATE attempts SET state = 'refused' WHERE id = ?", (change.id,))
+                close_attempt(writing, change.id, "refused")
             return Kept()
         result = msgspec.json.decode(answer.result, type=Result)
         if not answer.redeemed and self._holds_what_was_refused(result):
@@ -163,12 +160,9 @@ class Keeper:
             if kept.receipt is not None and kept.receipt.redeemed:
                 return kept
         with self.journal.write() as writing:
-            state = "redeemed" if answer.redeemed else "refused"
-            writing.execute(
-                "UPDATE attempts SET state = ?, answer = ? WHERE id = ?", (state, encode(answer), answer.id)
-            )
+            first = close_attempt(writing, answer.id, "redeemed" if answer.redeemed else "refused", encode(answer))
             bundle = self.terminal.bundle(writing)
-            if answer.redeemed and bundle is not None:
+            if first and answer.redeemed and bundle is not None:
                 raw = writing.run("SELECT request FROM attempts WHERE id = ?", (answer.id,)).fetchone()[0]
                 order = parse_order(bytes(msgspec.json.decode(raw, type=RedeemRequest).order))
                 for entry in find_entries(bundle, [applied.code for applied in result.applied]).values():
@@ -190,11 +184,7 @@ class Keeper:
         with self.journal.read() as view:
             raw = view.run("SELECT request FROM attempts WHERE id = ?", (change.id,)).fetchone()[0]
         request = msgspec.json.decode(raw, type=RedeemRequest)
-        receipt = self.terminal.redeem(bytes(request.order), request.codes, redemption_id=change.id)
-        if receipt.redeemed:
-            with self.journal.write() as writing:
-                writing.execute("UPDATE attempts SET state = 'offline' WHERE id = ?", (change.id,))
-        return Kept(receipt)
+        return Kept(self.terminal.redeem(bytes(request.order), request.codes, redemption_id=change.id))
 
     def _demand_one_till(self) -> None:
         state = self.journal.state()
@@ -302,7 +292,3 @@ def _label(clock: Clock) -> str:
 
 def _chance() -> tuple[str, float]:
     return secrets.token_urlsafe(24), secrets.randbelow(2**32) / 2**32
-
-
-def _fingerprint(order: bytes, codes: Sequence[str]) -> str:
-    return sha256_hex(order + b"\n" + encode(list(codes)))

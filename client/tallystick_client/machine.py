@@ -34,6 +34,7 @@ from tallystick_client.actions import (
     Tick,
     Wait,
     Woken,
+    is_the_servers_word,
     problem_of,
     retry_after_s,
 )
@@ -340,15 +341,18 @@ class Machine:
         if answer.status == 429 or answer.status >= 500:
             code, detail = problem_of(answer)
             return self._fail(f"the server cannot answer now: {detail}", code, answer, tick)
-        if self.phase is Phase.ROOT and answer.status == 404 and self._unbelieved is not None:
-            raise self._unbelieved
+        if answer.status == 413 and self.phase is Phase.SYNCING and len(self._reading.events) > 1:
+            return self._prepare(len(self._reading.events) // 2)
         if self.phase is Phase.MANIFEST and answer.status == 304 and self._held is not None:
             return self._done()
+        if not is_the_servers_word(answer):
+            code, _ = problem_of(answer)
+            return self._fail(f"something else than the server answered, with {answer.status}", code, answer, tick)
+        if self.phase is Phase.ROOT and answer.status == 404 and self._unbelieved is not None:
+            raise self._unbelieved
         if answer.status == 401 and not self._reauthenticated and self.phase in (Phase.SYNCING, Phase.MANIFEST):
             self._reauthenticated = True
             return self._send_sync(tick) if self.phase is Phase.SYNCING else self._send_manifest(tick)
-        if answer.status == 413 and self.phase is Phase.SYNCING and len(self._reading.events) > 1:
-            return self._prepare(len(self._reading.events) // 2)
         code, detail = problem_of(answer)
         raise RemoteError(f"the server refused: {detail}", code=code)
 

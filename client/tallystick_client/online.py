@@ -1,7 +1,8 @@
 """One online redemption, as a state machine without I/O like `machine`. Source: protocol.md, section 6.
 
 kept with its id -> sent -> what the server said is kept. Without an answer the same id is redeemed offline, and the
-server counts it once. An answer that cannot be read is no answer.
+server counts it once. An answer that cannot be read, or that somebody else on the line gave, is no answer. A refusal
+closes the attempt only where its code proves that the server has nothing under this id.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from tallystick_client.actions import (
     Send,
     Tick,
     Woken,
+    is_the_servers_word,
     problem_of,
 )
 from tallystick_client.errors import TallystickError
 from tallystick_shared.engine import Result
-from tallystick_shared.errors import CallerError, RemoteError
+from tallystick_shared.errors import CallerError, RemoteError, Untrusted
+from tallystick_shared.model import Order, parse_order
 from tallystick_shared.signing import SigningKey, Typ
-from tallystick_shared.wire import API, RedeemAnswer
+from tallystick_shared.wire import API, RedeemAnswer, RedeemRequest
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 TIMEOUT_S = 8.0
@@ -78,16 +81,46 @@ class OnlineRedemption:
         raise RuntimeError(f"no way on from {self.phase.value}")
 
     def _said(self, answer: Answer) -> FinishOnline | FallBack:
-        if answer.status == 429 or answer.status >= 500:
-            return FallBack(self._id)
+        """Raises `RemoteError` where the server may have the id all the same: then the attempt stays open."""
         if answer.status not in (200, 201):
-            code, detail = problem_of(answer)
-            family = CallerError if answer.status in (400, 409, 413, 422) else RemoteError
-            self._error = family(f"the server refused: {detail}", code=code)
-            return FinishOnline(self._id, None)
+            return self._refused(answer)
         try:
             said = msgspec.json.decode(answer.body, type=RedeemAnswer)
-            msgspec.json.decode(said.result, type=Result)
+            result = msgspec.json.decode(said.result, type=Result)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return FallBack(self._id)
-        return FallBack(self._id) if said.id != self._id else FinishOnline(self._id, said)
+        if said.id != self._id:
+            return FallBack(self._id)
+        demand_result_of(parse_order(bytes(msgspec.json.decode(self._request, type=RedeemRequest).order)), result)
+        return FinishOnline(self._id, said)
+
+    def _refused(self, answer: Answer) -> FinishOnline | FallBack:
+        if answer.status == 429 or not is_the_servers_word(answer):
+            return FallBack(self._id)
+        code, detail = problem_of(answer)
+        family = CallerError if answer.status in (400, 409, 413, 422) else RemoteError
+        error = family(f"the server refused: {detail}", code=code)
+        if answer.status not in (400, 413, 422) and code != "IDENTIFIER_REUSED":
+            raise error
+        self._error = error
+        return FinishOnline(self._id, None)
+
+
+def demand_result_of(order: Order, result: Result) -> None:
+    """That it can be a result of this order, whoever made it: voids reckon with it. Raises `Untrusted`."""
+    prices = {line.id: line.quantity * line.unit_price_minor for line in order.lines}
+    shares = [*result.lines, *(share for one in result.applied for share in one.lines)]
+    amounts = [result.discount_minor, *(one.discount_minor for one in result.applied)]
+    amounts += [result.shipping_discount_minor, result.paid_by_gift_card_minor, result.total_minor]
+    off = result.discount_minor + result.shipping_discount_minor + result.paid_by_gift_card_minor
+    if not (
+        result.currency == order.currency
+        and [line.id for line in result.lines] == list(prices)
+        and all(0 <= share.discount_minor <= prices.get(share.id, -1) for share in shares)
+        and min(amounts) >= 0
+        and result.subtotal_minor == sum(prices.values()) >= result.discount_minor
+        and result.shipping_minor == order.shipping_minor
+        and result.total_minor == result.subtotal_minor + result.shipping_minor - off
+        and off == sum(one.discount_minor for one in result.applied)
+    ):
+        raise Untrusted("what the server answered is no result of this order", code="NOT_THIS_ORDER")

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from tallystick_client.errors import CallerError, InvalidInput, NotNow, StorageError
+from tallystick_client.attempts import close_attempt, earlier_receipt, pending_id
+from tallystick_client.errors import InvalidInput, NotNow, StorageError
 from tallystick_client.exchange import keep_floor, trusted_state
 from tallystick_client.journal import Journal, State, Writing, new_id
 from tallystick_client.reports import Receipt
@@ -19,7 +20,7 @@ from tallystick_client.store import Bundle, Entry, Store
 from tallystick_client.timekeeping import STEP_S_MIN, Clock, Judged, judge, read_clock
 from tallystick_shared.codes import fold
 from tallystick_shared.engine import Allowance, Reason, Result, Usage, evaluate, result_json
-from tallystick_shared.journal import EventType, PlainBody, RedeemBody, Use, encode, read_envelope
+from tallystick_shared.journal import EventType, PlainBody, RedeemBody, Use, encode
 from tallystick_shared.model import Order, order_json, parse_order
 from tallystick_shared.wire import DeviceState
 
@@ -55,7 +56,8 @@ class Terminal:
     def redeem(self, order: OrderInput, codes: Sequence[str], *, redemption_id: str | None = None) -> Receipt:
         """Redeems, and returns only when one transaction has committed. Steps, in this order:
 
-        1. the same id with the same order and codes again: the receipt it had; with others: `IDENTIFIER_REUSED`
+        1. the same id with the same order and codes again: the receipt it had; with others: `IDENTIFIER_REUSED`;
+           without an id: that of an online attempt at the same sale that was cut off, as the server may have it
         2. what time it is; a clock that cannot be right is written down, once
         3. whether this till may redeem at all now (`NotNow`)
         4. the engine, with what this till knows of use and may give away
@@ -69,8 +71,9 @@ class Terminal:
         refusal: NotNow | None = None
         with self.journal.write() as writing:
             # 1
+            redemption_id = pending_id(writing, order, codes) if redemption_id is None else as_id(redemption_id)
             if redemption_id is not None:
-                earlier = _earlier_receipt(writing, as_id(redemption_id), order, codes)
+                earlier = earlier_receipt(writing, redemption_id, order, codes)
                 if earlier is not None:
                     return earlier
             # 2
@@ -121,6 +124,7 @@ class Terminal:
             salt=secrets.token_hex(16),
         )
         writing.append(EventType.REDEEM, redemption_id, judged, encode(body), uses=uses)
+        close_attempt(writing, redemption_id, "offline")
         return Receipt(redemption_id, judged.at, True, result)
 
     # ---- what a sale rests on
@@ -175,7 +179,7 @@ def as_order(order: OrderInput) -> Order:
 
 def as_codes(codes: Sequence[str]) -> list[str]:
     """At most `CODES_MAX`, each one that can be a code. Raises `InvalidInput`."""
-    if isinstance(codes, str) or not all(isinstance(code, str) for code in codes):
+    if isinstance(codes, str) or not isinstance(codes, Sequence) or not all(isinstance(code, str) for code in codes):
         raise InvalidInput("codes", "must be a list of text")
     if len(codes) > CODES_MAX:
         raise InvalidInput("codes", f"must be at most {CODES_MAX}", str(len(codes)))
@@ -201,19 +205,6 @@ def find_entries(bundle: Bundle, codes: Sequence[str]) -> dict[str, Entry]:
         if entry is not None:
             found[folded] = entry
     return found
-
-
-def _earlier_receipt(view: Writing, redemption_id: str, order: Order, codes: list[str]) -> Receipt | None:
-    row = view.run("SELECT type, envelope, body FROM events WHERE id = ?", (redemption_id,)).fetchone()
-    if row is None:
-        return None
-    kind, envelope, raw = row
-    if kind == EventType.REDEEM.value and raw:
-        body = msgspec.json.decode(raw, type=RedeemBody)
-        if bytes(body.order) == order_json(order) and body.codes == codes:
-            at = read_envelope(envelope).at
-            return Receipt(redemption_id, at, True, msgspec.json.decode(body.result, type=Result))
-    raise CallerError(f"the id {redemption_id} was used for something else before", code="IDENTIFIER_REUSED")
 
 
 # ---- whether this till may redeem at all --------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Voids and partial returns, from the shares frozen in the redemption. Source: protocol.md, section 6; engine.md.
 
 A void gives the voucher's unit back and what is left of its amount; a partial return gives back the amount of the units
-that came back, and no unit. No cap and no state of the till ever stops one.
+that came back, and no unit. In cash no more is ever given back than was paid in cash: what the units that came back are
+worth beyond that goes back to the gift cards that paid it. No cap and no state of the till ever stops one.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from tallystick_client.attempts import close_attempt
 from tallystick_client.errors import CallerError, InvalidInput
 from tallystick_client.journal import Writing, new_id
 from tallystick_client.reports import VoidReceipt
 from tallystick_client.terminal import Terminal, as_id, count_customer, find_entries
-from tallystick_shared.engine import Applied, Result
+from tallystick_shared.engine import Applied, Result, ResultLine
 from tallystick_shared.journal import EventType, RedeemBody, Returned, Use, VoidBody, encode, read_envelope
 from tallystick_shared.model import Order, parse_order
 from tallystick_shared.money import refund_minor
@@ -34,8 +36,8 @@ class _Redemption(msgspec.Struct, frozen=True):
 def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
     """Voids a redemption of this till, or takes back some units of it; returns once it is committed. Steps:
 
-    1. the redemption, as it was frozen
-    2. it must not be voided yet, and no more units come back than were sold
+    1. it must not be voided yet
+    2. the redemption, as it was frozen; no more units come back than were sold
     3. what the customer gets back, and what each voucher gets back
     4. the event, and what this till remembers of it
 
@@ -44,34 +46,39 @@ def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = 
     as_id(redemption_id)
     with terminal.journal.write() as writing:
         # 1
-        redemption = _find(terminal, writing, redemption_id)
-        # 2
         if writing.run("SELECT 1 FROM voids WHERE redemption_id = ?", (redemption_id,)).fetchone():
             raise CallerError(f"{redemption_id} was voided before", code="ALREADY_VOIDED")
+        # 2
+        redemption = _find(terminal, writing, redemption_id)
         before = dict(
             writing.run("SELECT line_id, units FROM returns WHERE redemption_id = ?", (redemption_id,)).fetchall()
         )
         now = _merged(redemption.order, before, returned)
+        if now and not redemption.result.lines:
+            raise CallerError(
+                f"no answer came for {redemption_id}, so what it gave is not known here: void it as a whole",
+                code="UNKNOWN_REDEMPTION",
+            )
         # 3
+        had, had_minors = _given(redemption, before)
+        refund, minors = redemption.result.total_minor, [use.minor for use in redemption.uses]
         if now:
-            refund = _refund(redemption, before, now)
-            given = [(use, 0, _part(applied, redemption.order, before, now)) for use, applied in _pairs(redemption)]
-        else:
-            refund = max(0, redemption.result.total_minor - _refund(redemption, {}, before))
-            given = [
-                (use, use.units, use.minor - _part(applied, redemption.order, {}, before))
-                for use, applied in _pairs(redemption)
-            ]
+            refund, minors = _given(
+                redemption, {line_id: before.get(line_id, 0) + now.get(line_id, 0) for line_id in {**before, **now}}
+            )
+        # of a partial return too every use, if with nothing: a void without uses is of all that the server has
         uses = [
-            Use(use.voucher_id, use.revision_sha256, None, units, minor)
-            for use, units, minor in given
-            if units or minor
+            Use(use.voucher_id, use.revision_sha256, None, 0 if now else use.units, minor - had_minor)
+            for use, minor, had_minor in zip(redemption.uses, minors, had_minors, strict=True)
         ]
+        refund -= had
         # 4
         judged = terminal.judged(writing)
         void_id = new_id(judged.at)
         lines = [Returned(line_id, units) for line_id, units in now.items()]
-        body = encode(VoidBody(reason=reason[:500], refund_minor=refund, returned=lines, salt=secrets.token_hex(16)))
+        body = encode(
+            VoidBody(reason=_readable(reason), refund_minor=refund, returned=lines, salt=secrets.token_hex(16))
+        )
         writing.append(EventType.VOID, void_id, judged, body, uses=uses, ref=redemption_id)
         for line in lines:
             writing.execute(
@@ -80,6 +87,7 @@ def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = 
             )
         if not now:
             writing.execute("INSERT INTO voids VALUES (?, ?)", (redemption_id, void_id))
+            close_attempt(writing, redemption_id, "refused")
             _forget_customer(terminal, writing, redemption)
         return VoidReceipt(void_id, refund, redemption.result.currency)
 
@@ -93,10 +101,13 @@ def _find(terminal: Terminal, view: Writing, redemption_id: str) -> _Redemption:
             result = msgspec.json.decode(body.result, type=Result)
             return _Redemption(redemption_id, parse_order(bytes(body.order)), result, envelope.uses)
     row = view.run(
-        "SELECT request, answer FROM attempts WHERE id = ? AND state = 'redeemed'", (redemption_id,)
+        "SELECT state, request, answer FROM attempts WHERE id = ? AND state IN ('redeemed', 'pending')",
+        (redemption_id,),
     ).fetchone()
+    if row is not None and row[0] == "redeemed":
+        return _redeemed_online(terminal, view, redemption_id, row[1], row[2])
     if row is not None:
-        return _redeemed_online(terminal, view, redemption_id, row[0], row[1])
+        return _without_answer(redemption_id, row[1])
     raise CallerError(
         f"this till does not know the redemption {redemption_id}: only the till that redeemed it can void it",
         code="UNKNOWN_REDEMPTION",
@@ -121,8 +132,13 @@ def _redeemed_online(
     return _Redemption(redemption_id, order, result, uses)
 
 
-def _pairs(redemption: _Redemption) -> list[tuple[Use, Applied]]:
-    return list(zip(redemption.uses, redemption.result.applied, strict=True))
+def _without_answer(redemption_id: str, request: bytes) -> _Redemption:
+    """An attempt whose answer was lost: a void without uses, and the server voids all that it has of it, if anything.
+
+    The customer got nothing for it here, so there is nothing to pay back.
+    """
+    order = parse_order(bytes(msgspec.json.decode(request, type=RedeemRequest).order))
+    return _Redemption(redemption_id, order, Result(order.currency, 0, 0, 0, 0, 0, 0, (), (), ()), [])
 
 
 def _merged(order: Order, before: dict[str, int], returned: Sequence[Returned]) -> dict[str, int]:
@@ -140,27 +156,39 @@ def _merged(order: Order, before: dict[str, int], returned: Sequence[Returned]) 
     return now
 
 
-def _refund(redemption: _Redemption, before: dict[str, int], now: dict[str, int]) -> int:
-    """What the customer gets for these units, after those that came back before."""
-    shares = {line.id: line.discount_minor for line in redemption.result.lines}
+def _given(redemption: _Redemption, back: dict[str, int]) -> tuple[int, list[int]]:
+    """What was given back in all once these units of each line are back: in cash, and to the voucher of each use."""
+    order, result = redemption.order, redemption.result
+    worth = _worth(order, result.lines, back)
+    minors = [_full_price(order, applied, back) - _worth(order, applied.lines, back) for applied in result.applied]
+    cash = min(worth, result.total_minor)
+    to_cards, card_minor = worth - cash, result.paid_by_gift_card_minor
+    for index in reversed(range(len(minors))):  # gift cards are the last to be applied
+        paid = min(card_minor, result.applied[index].discount_minor)
+        minors[index] += min(to_cards, paid)
+        to_cards, card_minor = max(0, to_cards - paid), card_minor - paid
+    return cash, minors
+
+
+def _worth(order: Order, shares: Sequence[ResultLine], back: dict[str, int]) -> int:
+    """What these units cost after these shares, spread on a line's units as `refund_minor` does."""
+    by_line = {line.id: line.discount_minor for line in shares}
     return sum(
-        refund_minor(line.unit_price_minor, line.quantity, shares[line.id], before.get(line.id, 0), now[line.id])
-        for line in redemption.order.lines
-        if line.id in now
+        refund_minor(line.unit_price_minor, line.quantity, by_line[line.id], 0, back[line.id])
+        for line in order.lines
+        if line.id in back and line.id in by_line
     )
 
 
-def _part(applied: Applied, order: Order, before: dict[str, int], now: dict[str, int]) -> int:
-    """What these units carry of one voucher's discount, spread on a line's units as `refund_minor` does."""
-    shares = {line.id: line.discount_minor for line in applied.lines}
-    part = 0
-    for line in order.lines:
-        if line.id in now and line.id in shares:
-            paid = refund_minor(
-                line.unit_price_minor, line.quantity, shares[line.id], before.get(line.id, 0), now[line.id]
-            )
-            part += now[line.id] * line.unit_price_minor - paid
-    return part
+def _full_price(order: Order, applied: Applied, back: dict[str, int]) -> int:
+    """What these units cost before any discount, of the lines that this voucher has a share of."""
+    lines = {line.id for line in applied.lines}
+    return sum(line.unit_price_minor * back[line.id] for line in order.lines if line.id in back and line.id in lines)
+
+
+def _readable(reason: str) -> str:
+    """At most 500 characters; what is no text (half a surrogate pair, a byte of another encoding) becomes `?`."""
+    return reason[:500].encode("utf-8", "replace").decode("utf-8")
 
 
 def _forget_customer(terminal: Terminal, writing: Writing, redemption: _Redemption) -> None:

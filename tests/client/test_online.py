@@ -7,9 +7,9 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from tallystick_client import CallerError, InvalidInput, NotNow, RemoteError, Till
-from tallystick_client.actions import Persist, Send, Woken
-from tallystick_shared.engine import Reason
+from tallystick_client import CallerError, InvalidInput, NotNow, RemoteError, Till, Untrusted
+from tallystick_client.actions import Answer, Done, Persist, Send, Woken
+from tallystick_shared.engine import Reason, Refused, Result, result_json
 from tallystick_shared.journal import encode
 from tallystick_shared.wire import DeviceState
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, rows
@@ -105,13 +105,7 @@ def test_what_needs_a_connection_is_refused_without_one(till: Till, shop: Shop) 
 
 def test_a_crash_before_the_answer_is_taken_up_again(till: Till, shop: Shop) -> None:
     """A till that died while it asked asks again under the same id."""
-    machine = till._keeper.online_machine(order(), ["TEN"])
-    tick = till._keeper.tick()
-    begin = machine.step(Woken(), tick)
-    assert isinstance(begin, Persist)
-    send = machine.step(till._keeper.perform(begin.change), tick)
-    assert isinstance(send, Send)
-    shop.server.answer(send.method, send.path, send.headers, send.body)
+    cut_off(till, shop, "TEN")
     till.close()
     receipt = shop.open().redeem_online(order(), ["TEN"])
     assert list(shop.server.redemptions) == [receipt.id]
@@ -140,3 +134,178 @@ def test_a_suspended_till_falls_back_to_nothing(till: Till, shop: Shop) -> None:
     shop.server.script = [loses_the_request]
     with pytest.raises(NotNow):
         till.redeem_online(order(), ["TEN"])
+
+
+def portal(status: int, kind: str = "text/html", body: bytes = b"<html>") -> Callable[..., Reply]:
+    return lambda *_: (status, {"content-type": kind, "location": "http://portal/"}, body)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        portal(302),
+        portal(404),
+        portal(407),
+        portal(204, body=b""),
+        portal(403, "application/json", b'{"code": "FORBIDDEN"}'),
+        portal(400, "application/problem+json", b'{"title": "no code"}'),
+    ],
+)
+def test_what_is_not_the_servers_word_is_no_answer(till: Till, shop: Shop, fault: Callable[..., Reply]) -> None:
+    """A captive portal or a proxy refuses nothing: the till redeems by itself, or keeps the attempt open."""
+    shop.server.script = [fault, loses_the_answer, fault]
+    assert not till.redeem_online(order(1), ["TEN"]).online
+    lost = till.redeem_online(order(2), ["ONLINE"])
+    assert not till.redeem_online(order(2), ["ONLINE"]).redeemed
+    again = till.redeem_online(order(2), ["ONLINE"])
+    assert (again.id, again.redeemed, len(shop.server.redemptions)) == (lost.id, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "stays"),
+    [
+        (says(401, "UNKNOWN_KEY"), True),
+        (says(403, "FORBIDDEN"), True),
+        (says(404, "NOT_FOUND"), True),
+        (says(409, "IDENTIFIER_REUSED"), False),
+        (says(422, "INVALID_FIELD"), False),
+        (says(400, "MALFORMED"), False),
+    ],
+)
+def test_a_refusal_closes_an_attempt_only_where_nothing_can_have_been_counted(
+    till: Till, shop: Shop, fault: Callable[..., Reply], stays: bool
+) -> None:
+    """Asking again is the same attempt unless the code proves that the server has nothing under its id."""
+    shop.server.script = [loses_the_answer, fault]
+    lost = till.redeem_online(order(), ["ONLINE"])
+    with pytest.raises((CallerError, RemoteError)):
+        till.redeem_online(order(), ["ONLINE"])
+    assert (till.redeem_online(order(), ["ONLINE"]).id == lost.id) == stays
+
+
+def changed(**fields: object) -> Callable[..., Reply]:
+    """The server's answer with other fields in the result; `applied` ones in what was applied first."""
+
+    def forged(_path: str, answer: Callable[[], Reply]) -> Reply:
+        status, headers, body = answer()
+        said = msgspec.json.decode(body)
+        first = fields.get("first", {})
+        assert isinstance(first, dict)
+        said["result"] |= {name: value for name, value in fields.items() if name != "first"}
+        said["result"]["applied"][0] |= first
+        return status, headers, encode(said)
+
+    return forged
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        changed(currency="USD"),
+        changed(lines=[{"id": "9", "discount_minor": 135}]),
+        changed(lines=[]),
+        changed(discount_minor=2000),
+        changed(total_minor=0),
+        changed(total_minor=-1),
+        changed(first={"discount_minor": 99999}),
+        changed(first={"lines": [{"id": "9", "discount_minor": 135}]}),
+        changed(first={"lines": [{"id": "1", "discount_minor": 1351}]}),
+    ],
+)
+def test_an_answer_that_is_no_result_of_the_order_is_not_believed(
+    till: Till, shop: Shop, forged: Callable[..., Reply]
+) -> None:
+    """Another currency, other lines, sums that are none: an error, and the attempt stays open."""
+    shop.server.script = [forged]
+    with pytest.raises(Untrusted) as caught:
+        till.redeem_online(order(), ["ONLINE"])
+    assert caught.value.code == "NOT_THIS_ORDER"
+    assert till.redeem_online(order(), ["ONLINE"]).id in shop.server.redemptions
+    assert len(shop.server.redemptions) == 1
+
+
+def cut_off(till: Till, shop: Shop, code: str, number: int = 1) -> str:
+    """The power goes after the server did its work and before its answer came: the id."""
+    machine = till._keeper.online_machine(order(number), [code])
+    tick = till._keeper.tick()
+    begin = machine.step(Woken(), tick)
+    assert isinstance(begin, Persist)
+    send = machine.step(till._keeper.perform(begin.change), tick)
+    assert isinstance(send, Send)
+    shop.server.answer(send.method, send.path, send.headers, send.body)
+    return list(shop.server.redemptions)[-1]
+
+
+def test_a_sale_cut_off_online_is_redeemed_here_under_its_id(till: Till, shop: Shop) -> None:
+    """What the server may have counted is not counted again under another id; the next sale is another one."""
+    name = cut_off(till, shop, "TEN")
+    receipt = till.redeem(order(), ["TEN"])
+    assert (receipt.id, receipt.redeemed) == (name, True)
+    assert till.redeem(order(), ["TEN"]).id != name
+    assert rows(shop, "SELECT state FROM attempts") == [("offline",)]
+
+
+def test_an_id_redeemed_online_gives_its_receipt(till: Till) -> None:
+    """The same id with the same sale has no second effect; with another sale, or voided, it is refused."""
+    receipt = till.redeem_online(order(), ["TEN"])
+    assert till.redeem(order(), ["TEN"], id=receipt.id) == receipt
+    assert till.status().head == 0
+    with pytest.raises(CallerError) as caught:
+        till.redeem(order(2), ["TEN"], id=receipt.id)
+    assert caught.value.code == "IDENTIFIER_REUSED"
+    till.void(receipt.id)
+    with pytest.raises(CallerError) as caught:
+        till.redeem(order(), ["TEN"], id=receipt.id)
+    assert caught.value.code == "IDENTIFIER_REUSED"
+
+
+def test_a_customer_is_counted_once_for_one_id(till: Till, shop: Shop) -> None:
+    """Two processes of one till that ask for the same sale are one use: after its void the customer may again."""
+    shop.server.publish({**EACH, "limits": {"per_customer": 2}})
+    till.sync()
+    machine = till._keeper.online_machine(order(), ["EACH"])
+    tick = till._keeper.tick()
+    begin = machine.step(Woken(), tick)
+    assert isinstance(begin, Persist)
+    kept = till._keeper.perform(begin.change)
+    other = till.redeem_online(order(), ["EACH"])
+    send = machine.step(kept, tick)
+    assert isinstance(send, Send)
+    finish = machine.step(Answer(*shop.server.answer(send.method, send.path, send.headers, send.body)), tick)
+    assert isinstance(finish, Persist)
+    done = machine.step(till._keeper.perform(finish.change), tick)
+    assert isinstance(done, Done)
+    assert done.report == other
+    assert till.redeem(order(2), ["EACH"]).redeemed
+
+
+def test_what_the_server_leased_to_this_till_is_redeemed_from_the_lease(till: Till, shop: Shop) -> None:
+    """A limit reached online, for a voucher this till holds a lease of: redeemed here, under the same id."""
+
+    def used_up(_path: str, answer: Callable[[], Reply]) -> Reply:
+        status, headers, body = answer()
+        said = shop.server.redemptions.popitem()[1]
+        result = msgspec.json.decode(said.result, type=Result)
+        none = msgspec.structs.replace(
+            result,
+            discount_minor=0,
+            total_minor=result.subtotal_minor,
+            lines=tuple(msgspec.structs.replace(line, discount_minor=0) for line in result.lines),
+            applied=(),
+            refused=(Refused("ONCE", Reason.LIMIT_REACHED, {}),),
+        )
+        body = encode(msgspec.structs.replace(said, redeemed=False, result=msgspec.Raw(result_json(none))))
+        return status, headers, body
+
+    shop.server.script = [used_up]
+    assert not till.redeem_online(order(), ["ONCE"]).redeemed
+    shop.server.grant(shop.server.device, "ONCE", units=1)
+    till.sync()
+    shop.server.script = [used_up, used_up]
+    receipt = till.redeem_online(order(2), ["ONCE"])
+    assert (receipt.redeemed, receipt.online) == (True, False)
+    assert rows(shop, f"SELECT state FROM attempts WHERE id = '{receipt.id}'") == [("offline",)]
+    refused = till.redeem_online(order(3), ["ONCE"])
+    assert (refused.redeemed, refused.result.refused[0].reason) == (False, Reason.LIMIT_REACHED)
+    till.sync()
+    assert arrived(shop) == [receipt.id]

@@ -132,3 +132,18 @@ def test_no_server_is_no_line(shop: Shop, till: Till) -> None:
     till._line._url = "http://127.0.0.1:9"
     with pytest.raises(LineError, match="no line to the server"):
         till.sync()
+
+
+@pytest.mark.parametrize("where", range(3))
+@pytest.mark.parametrize("status", [302, 403, 404, 407])
+def test_what_a_captive_portal_answers_is_no_answer(till: Till, shop: Shop, status: int, where: int) -> None:
+    """Only a problem document is the server's refusal; anything else is the line's fault, and its wait is kept."""
+    shop.server.publish({**TEN, "code": "NEW"})
+    ids = sell(till, 3)
+    shop.server.script = [*[passes] * where, lambda *_: (status, {"content-type": "text/html"}, b"<html>")]
+    with pytest.raises(TryLater) as caught:
+        till.sync()
+    assert caught.value.code == f"HTTP_{status}"
+    assert till._keeper.journal.state().next_attempt_at == caught.value.next_attempt_at
+    till.sync()
+    assert arrived(shop) == ids

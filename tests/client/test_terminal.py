@@ -101,6 +101,7 @@ def test_an_order_comes_in_any_form(till: Till, form: str) -> None:
         (order(), ["A"] * 33, "codes"),
         (order(), "TEN", "codes"),
         (order(), [7], "codes"),
+        (order(), None, "codes"),
     ],
 )
 def test_bad_input_names_its_field(till: Till, given: Any, codes: Any, path: str) -> None:

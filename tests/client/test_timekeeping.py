@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -105,3 +106,24 @@ def test_the_real_clock_is_one() -> None:
     assert first.at.tzinfo is not None
     assert first.boot_id == second.boot_id != ""
     assert first.monotonic_s <= second.monotonic_s
+
+
+def test_without_a_boot_id_of_the_system_a_boot_is_the_minute_it_began(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every process of one boot names it alike, and the next boot otherwise."""
+    monkeypatch.setattr("tallystick_client.clock._BOOT_ID", tmp_path / "none")
+
+    def started(began: datetime, ran_s: float) -> str:
+        class Started(SystemClock):
+            def now(self) -> datetime:
+                return began + timedelta(seconds=ran_s)
+
+            def monotonic(self) -> float:
+                return ran_s
+
+        return Started().boot_id()
+
+    assert started(NOON, 5.25) == started(NOON, 5 * DAY_S + 0.5) == "since-2026-11-23T12:00"
+    assert started(NOON + timedelta(minutes=3), 5.25) != started(NOON, 5.25)
+    assert SystemClock().boot_id().startswith("since-")
