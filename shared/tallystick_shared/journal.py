@@ -47,8 +47,9 @@ class Use(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an event does to one voucher.
 
     `redeem`: `units` (1) and `minor` taken, from `lease` where the policy asks for one. `void`: `units` and `minor`
-    given back (a partial return gives back `minor` only). `lease_close`: `units` and `minor` are **u**, all that this
-    device ever used of `lease`; the rest returns to the pool.
+    given back (a partial return gives back `minor` only, and names every use; a void that names none gives back all
+    that is left of the redemption, for a till that never learnt what the server redeemed). `lease_close`: `units` and
+    `minor` are **u**, all that this device ever used of `lease`; the rest returns to the pool.
     """
 
     voucher_id: Id
