@@ -60,8 +60,6 @@ class Device:
     seq: int
     hash: str
     branches: int
-    boot_id: str | None
-    monotonic_s: int | None
     lease_number: int
 
 
@@ -175,8 +173,6 @@ async def find(transaction: Transaction, device_id: str, *, lock: bool = False) 
         seq=row.seq,
         hash=row.hash,
         branches=row.branches,
-        boot_id=row.boot_id,
-        monotonic_s=row.monotonic_s,
         lease_number=row.lease_number,
     )
 

@@ -299,8 +299,6 @@ async def _advance(
     values: dict[str, Any] = {
         "state": state.value,
         "last_sync_at": now,
-        "boot_id": batch.head.clock.boot_id,
-        "monotonic_s": batch.head.clock.monotonic_s,
         "branches": max(device.branches, place.branch + 1),
     }
     if settled and place.branch == 0:

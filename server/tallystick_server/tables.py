@@ -214,8 +214,6 @@ devices = Table(
     Column("hash", _DIGEST, nullable=False),
     Column("branches", Integer, nullable=False),
     Column("last_event_at", UtcTime),
-    Column("boot_id", String(64)),
-    Column("monotonic_s", BigInteger),
     Column("lease_number", BigInteger, nullable=False),
     UniqueConstraint("kid"),
     CheckConstraint("state IN ('pending', 'active', 'suspended', 'revoked', 'lost')", name="state"),

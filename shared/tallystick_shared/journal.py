@@ -8,7 +8,7 @@ The exact bytes are stored, hashed and sent; nothing is ever hashed from a re-en
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -130,12 +130,6 @@ def chain_start(server_id: str, device_id: str, key: PublicKey) -> str:
 def chain_next(previous: str, envelope: bytes) -> str:
     """`hash_n = SHA-256(hash_{n-1} || envelope_n)`, over the 32 bytes of the one before."""
     return hashlib.sha256(bytes.fromhex(previous) + envelope).hexdigest()
-
-
-def chain_over(previous: str, envelopes: Iterable[bytes]) -> str:
-    for envelope in envelopes:
-        previous = chain_next(previous, envelope)
-    return previous
 
 
 _ENVELOPE = msgspec.json.Decoder(Envelope)

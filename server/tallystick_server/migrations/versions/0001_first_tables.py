@@ -194,8 +194,6 @@ def _devices() -> None:
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.Column("branches", sa.Integer(), nullable=False),
         sa.Column("last_event_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("boot_id", sa.String(length=64), nullable=True),
-        sa.Column("monotonic_s", sa.BigInteger(), nullable=True),
         sa.Column("lease_number", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
             "state IN ('pending', 'active', 'suspended', 'revoked', 'lost')", name=op.f("ck_devices_state")
