@@ -52,6 +52,13 @@ class Standing:
         self.paid = 0
         self.cap = WHOLE
 
+    def copy(self) -> Standing:
+        """For a search that comes back to this moment."""
+        copied: Standing = object.__new__(Standing)
+        copied.left, copied.free = self.left.copy(), self.free.copy()
+        copied.goods, copied.shipping, copied.paid, copied.cap = self.goods, self.shipping, self.paid, self.cap
+        return copied
+
 
 Matcher: TypeAlias = Callable[[Basket, Sequence[int]], Sequence[int]]
 """The candidates that match, in order."""

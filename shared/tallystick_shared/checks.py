@@ -192,7 +192,7 @@ def _check_plain(discount: PlainDiscount, path: str) -> None:
 def check_when(when: Condition, path: str) -> None:
     """Raises where the tree is too deep or wide, a node is of no kind or two, or a leaf compares unlike types."""
     leaves = 0
-    for node, where, depth in _nodes(when, path):
+    for node, where, depth in condition_nodes(when, path):
         parts = (("all", node.all_of), ("any", node.any_of), ("not", node.negated), ("field", node.field))
         kinds = [name for name, part in parts if part is not UNSET]
         if len(kinds) != 1:
@@ -213,7 +213,7 @@ def check_when(when: Condition, path: str) -> None:
             raise InvalidInput(f"{where}.{kinds[0]}", "must be a list of at least 1", "an empty list")
 
 
-def _nodes(when: Condition, path: str) -> Iterator[tuple[Condition, str, int]]:
+def condition_nodes(when: Condition, path: str) -> Iterator[tuple[Condition, str, int]]:
     """Every node with its path and its depth, from the top down, one level too deep at most."""
     waiting = [(when, path, 1)]
     while waiting:
@@ -303,7 +303,8 @@ def same(one: object, other: object) -> bool:
 
 def _check_stacking(stacking: terms.Stacking) -> None:
     if stacking.mode == "exclusive" and stacking.group is not None:
-        raise InvalidInput("stacking.group", "must stand beside mode stackable: an exclusive voucher stands alone")
+        text = "must stand beside mode stackable, or be left out: an exclusive voucher stands alone"
+        raise InvalidInput("stacking.group", text)
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
@@ -385,7 +386,7 @@ def _needs_currency(voucher: Voucher) -> str | None:
     if isinstance(discount, Conditional):
         conditions += [case.when for case in discount.cases]
     for condition in conditions:
-        for node, _, _ in _nodes(condition, ""):
+        for node, _, _ in condition_nodes(condition, ""):
             if node.field is not UNSET and node.field.endswith("_minor") and node.field in NUMBER_FIELDS:
                 return f"a condition on {node.field}"
     return None

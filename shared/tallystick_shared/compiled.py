@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from . import codes
-from .basket import WHOLE, Basket, Matcher, compile_items
-from .conditions import Test, compile_condition, explain, reads_remaining, shortfall
+from .basket import WHOLE, Basket
+from .conditions import Rule, reads_remaining
+from .details import sentence, to_add, to_change, to_spend
 from .discounts import (
     FixedOffEach,
     FixedOffOrder,
@@ -31,13 +32,14 @@ from .terms import (
     Fixed,
     FixedPrice,
     GiftCard,
+    Items,
     Percentage,
     PlainDiscount,
     Tiered,
     Voucher,
 )
 from .units import BundleFor, BuyAndGet
-from .validity import compile_hours, epoch_second
+from .validity import OpeningHours, epoch_second
 
 Resolved: TypeAlias = tuple[Part, str]
 """The discount that applies, and what `why` begins with."""
@@ -57,7 +59,7 @@ class CompiledVoucher:
         "folded",
         "from_second",
         "group",
-        "is_open",
+        "hours",
         "limited",
         "part",
         "priority",
@@ -73,12 +75,12 @@ class CompiledVoucher:
         self.active = voucher.status == "active"
         self.from_second = None if voucher.valid_from is None else epoch_second(voucher.valid_from)
         self.until_second = None if voucher.valid_until is None else epoch_second(voucher.valid_until)
-        self.is_open = None if voucher.hours is None else compile_hours(voucher.hours)
+        self.hours = None if voucher.hours is None else OpeningHours(voucher.hours)
         self.limited = voucher.limits.total is not None or voucher.limits.per_customer is not None
         self.budget = voucher.limits.budget_minor
         self.currency = voucher.currency
         self.group = voucher.stacking.group
-        self.when: Test | None = None if voucher.when is None else compile_condition(voucher.when)
+        self.when: Rule | None = None if voucher.when is None else Rule(voucher.when)
         self.can_change = reads_remaining(voucher.when)
         stacking = voucher.stacking
         self.exclusive = stacking.mode == "exclusive"
@@ -103,16 +105,16 @@ def compile_voucher(voucher: Voucher) -> CompiledVoucher:
     return CompiledVoucher(voucher)
 
 
-def compile_part(discount: PlainDiscount, outer: Matcher | None) -> Part:
-    """`outer` are the `items` of the `tiered` around it, which every unit must match too."""
+def compile_part(discount: PlainDiscount, within: Items | None) -> Part:
+    """`within` are the `items` of the `tiered` around it, which every unit must match too."""
     if isinstance(discount, Bogo):
-        buy, get = (Scope(compile_items(side.items), outer) for side in (discount.buy, discount.get))
+        buy, get = (Scope(side.items, within) for side in (discount.buy, discount.get))
         return BuyAndGet(discount, buy, get)
     if isinstance(discount, GiftCard):
         return GiftCardPays(discount)
     if not isinstance(discount, Percentage | Fixed | FixedPrice | BundlePrice):
         return ShippingOff(discount)
-    scope = Scope(compile_items(discount.items), outer)
+    scope = Scope(discount.items, within)
     if isinstance(discount, Percentage):
         return PercentageOff(discount, scope)
     if isinstance(discount, FixedPrice):
@@ -124,45 +126,44 @@ def compile_part(discount: PlainDiscount, outer: Matcher | None) -> Part:
 
 def _compile_tiered(tiered: Tiered, currency: str | None) -> Resolve:
     """The tier with the highest `min` that the matching lines reach, before any discount."""
-    outer = compile_items(tiered.items)
-    scope = Scope(None, outer)
+    scope = Scope(tiered.items, None)
     by_amount = tiered.basis == "amount"
     minimums = [tier.min for tier in tiered.tiers]
     resolved: list[Resolved] = []
     for tier in tiered.tiers:
         start = format_minor(tier.min, currency or "") if by_amount else f"{tier.min} units"
-        resolved.append((compile_part(tier.discount, outer), f"from {start}: "))
+        resolved.append((compile_part(tier.discount, tiered.items), f"from {start}: "))
 
     def resolve(basket: Basket) -> Resolved | Refusal:
         lines = scope.lines(basket)
         if not lines:
-            return Reason.NO_MATCHING_ITEM, {"message": "add an item that it is for"}
-        if by_amount and outer is None:
-            basis = basket.subtotal
-        else:
-            column = basket.totals if by_amount else basket.quantities
-            basis = sum([column[index] for index in lines])
+            return Reason.NO_MATCHING_ITEM, to_add((1, scope.wanted))
+        column = basket.totals if by_amount else basket.quantities
+        basis = sum([column[index] for index in lines])
         reached = bisect_right(minimums, basis)
         if reached:
             return resolved[reached - 1]
-        message = shortfall(minimums[0] - basis, by_amount, basket.order.currency)
-        detail = {"basis": tiered.basis, "expected": minimums[0], "actual": basis, "message": message}
-        return Reason.BELOW_FIRST_TIER, detail
+        missing = minimums[0] - basis
+        text = to_spend(missing, basket.order.currency) if by_amount else f"add {missing} more"
+        text += f" on units {scope.wanted.text()}" if by_amount and scope.wanted.text() else f" {scope.wanted.text()}"
+        detail = {"basis": tiered.basis, "expected": minimums[0], "actual": basis, **scope.wanted.fields()}
+        return Reason.BELOW_FIRST_TIER, {**detail, "message": sentence(text)}
 
     return resolve
 
 
 def _compile_conditional(conditional: Conditional) -> Resolve:
     """The first case that holds, else `otherwise`."""
-    cases = [(compile_condition(case.when), (compile_part(case.discount, None), "")) for case in conditional.cases]
+    cases = [(Rule(case.when), (compile_part(case.discount, None), "")) for case in conditional.cases]
     otherwise = None if conditional.otherwise is None else (compile_part(conditional.otherwise, None), "")
 
     def resolve(basket: Basket) -> Resolved | Refusal:
-        for test, resolved in cases:
-            if test(basket, basket.subtotal):
+        for rule, resolved in cases:
+            if rule.holds(basket, basket.subtotal):
                 return resolved
         if otherwise is not None:
             return otherwise
-        return Reason.CONDITION_NOT_MET, explain(conditional.cases[0].when, basket, basket.subtotal)
+        needs = [rule.needs(basket, basket.subtotal) for rule, _ in cases]
+        return Reason.CONDITION_NOT_MET, to_change(min(needs, key=len))
 
     return resolve

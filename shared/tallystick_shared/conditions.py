@@ -1,4 +1,4 @@
-"""Conditions: what a `when` tree means, compiled once into a function, and what would have made it true.
+"""Conditions: what a `when` tree means, compiled once into functions, and what would have to change for it to hold.
 
 Source: engine.md, "Conditions". Unlike types compare false, for `ne` and `not_in` too; a missing field (null is
 missing) makes a leaf false, but for `exists: false`, `ne` and `not_in`.
@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET
 
 from .basket import Basket, compile_items
 from .checks import NUMBER_FIELDS, kind_of, same
-from .money import format_minor
+from .details import Detail, leaf_detail
 from .terms import Condition
 
 Test: TypeAlias = Callable[[Basket, int], bool]
 """Whether it holds for a basket of which the goods still cost that much, in minor units."""
 _Reader: TypeAlias = Callable[[Basket, int], Any]
 _Compare: TypeAlias = Callable[[Any], bool]
+_Needs: TypeAlias = Callable[[Basket, int, bool], list[Detail]]
+"""The details of the leaves that would have to change for the node to hold, or not to hold; empty where it does."""
 
 _ORDERING: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "gt": operator.gt,
@@ -30,18 +33,17 @@ _ORDERING: Final[dict[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def compile_condition(condition: Condition) -> Test:
-    """The tree as one function. It comes through the door, so that no node is of two kinds and none is too deep."""
-    if condition.all_of is not UNSET:
-        every = [compile_condition(inner) for inner in condition.all_of]
-        return lambda basket, remaining: all(test(basket, remaining) for test in every)
-    if condition.any_of is not UNSET:
-        some = [compile_condition(inner) for inner in condition.any_of]
-        return lambda basket, remaining: any(test(basket, remaining) for test in some)
-    if condition.negated is not UNSET:
-        negated = compile_condition(condition.negated)
-        return lambda basket, remaining: not negated(basket, remaining)
-    return _compile_leaf(condition)
+class Rule:
+    """A compiled tree. `holds` is asked for each order, `needs` only where it does not hold."""
+
+    __slots__ = ("_needs", "holds")
+
+    def __init__(self, condition: Condition) -> None:
+        self.holds, self._needs = _compile(condition)
+
+    def needs(self, basket: Basket, remaining: int) -> list[Detail]:
+        """Every leaf that has to change for it to hold, by the way that changes the fewest."""
+        return self._needs(basket, remaining, True)
 
 
 def reads_remaining(condition: Condition | None) -> bool:
@@ -54,12 +56,56 @@ def reads_remaining(condition: Condition | None) -> bool:
     return condition.field == "order.remaining_minor" or any(map(reads_remaining, inner))
 
 
-def _compile_leaf(leaf: Condition) -> Test:
-    read, compare = _reader(leaf), _comparison(str(leaf.op), leaf.value)
+def _compile(condition: Condition) -> tuple[Test, _Needs]:
+    """The tree as two functions. It comes through the door: no node is of two kinds and none is too deep."""
+    if condition.all_of is not UNSET:
+        every, needs = _compile_each(condition.all_of)
+        return (lambda basket, remaining: all(test(basket, remaining) for test in every)), _joined(needs, True)
+    if condition.any_of is not UNSET:
+        some, needs = _compile_each(condition.any_of)
+        return (lambda basket, remaining: any(test(basket, remaining) for test in some)), _joined(needs, False)
+    if condition.negated is not UNSET:
+        negated, need = _compile(condition.negated)
+        return (
+            lambda basket, remaining: not negated(basket, remaining),
+            lambda basket, remaining, wanted: need(basket, remaining, not wanted),
+        )
+    return _compile_leaf(condition)
+
+
+def _compile_each(conditions: tuple[Condition, ...]) -> tuple[list[Test], list[_Needs]]:
+    compiled = [_compile(condition) for condition in conditions]
+    return [test for test, _ in compiled], [needs for _, needs in compiled]
+
+
+def _joined(each: list[_Needs], conjunction: bool) -> _Needs:
+    """All of them for an `all` that is to hold and an `any` that is not; of the others the one with the least to do."""
+
+    def needs(basket: Basket, remaining: int, wanted: bool) -> list[Detail]:
+        found = [need(basket, remaining, wanted) for need in each]
+        return list(chain.from_iterable(found)) if wanted is conjunction else min(found, key=len)
+
+    return needs
+
+
+def _compile_leaf(leaf: Condition) -> tuple[Test, _Needs]:
+    read = _reader(leaf)
+    test = _leaf_test(leaf, read)
+
+    def needs(basket: Basket, remaining: int, wanted: bool) -> list[Detail]:
+        if test(basket, remaining) is wanted:
+            return []
+        return [leaf_detail(leaf, read(basket, remaining), basket.order.currency, wanted)]
+
+    return test, needs
+
+
+def _leaf_test(leaf: Condition, read: _Reader) -> Test:
     if leaf.field in NUMBER_FIELDS and leaf.op in _ORDERING:
         # never missing and of like type, as the door saw to: no need to look at types for each order
         ordering, value = _ORDERING[leaf.op], leaf.value
         return lambda basket, remaining: ordering(read(basket, remaining), value)
+    compare = _comparison(str(leaf.op), leaf.value)
     return lambda basket, remaining: compare(read(basket, remaining))
 
 
@@ -135,40 +181,3 @@ def _containment(op: str, value: Any) -> _Compare:
         return isinstance(actual, list | tuple) and holds(any(same(one, inner) for inner in actual) for one in wanted)
 
     return compare
-
-
-def explain(condition: Condition, basket: Basket, remaining: int) -> dict[str, Any]:
-    """For a condition that does not hold: the first leaf in its way, and what would have made it work."""
-    for inner in [*(condition.all_of or ()), *(condition.any_of or ())]:
-        if not compile_condition(inner)(basket, remaining):
-            return explain(inner, basket, remaining)
-    if condition.negated is not UNSET:
-        return _explain_negated(condition.negated, basket, remaining)
-    return _explain_leaf(condition, basket, remaining, must_hold=True)
-
-
-def _explain_negated(condition: Condition, basket: Basket, remaining: int) -> dict[str, Any]:
-    """For a condition that holds and should not: the first leaf that makes it hold."""
-    for inner in [*(condition.all_of or ()), *(condition.any_of or ())]:
-        if compile_condition(inner)(basket, remaining):
-            return _explain_negated(inner, basket, remaining)
-    if condition.negated is not UNSET:
-        return explain(condition.negated, basket, remaining)
-    return _explain_leaf(condition, basket, remaining, must_hold=False)
-
-
-def _explain_leaf(leaf: Condition, basket: Basket, remaining: int, *, must_hold: bool) -> dict[str, Any]:
-    actual = _reader(leaf)(basket, remaining)
-    detail: dict[str, Any] = {"field": leaf.field, "expected": leaf.value, "actual": actual}
-    if not must_hold or leaf.op not in ("eq", "contains"):
-        detail["op"] = leaf.op if must_hold else f"not {leaf.op}"
-    if must_hold and leaf.field in NUMBER_FIELDS and leaf.op in ("gt", "gte"):
-        detail["message"] = shortfall(
-            leaf.value - actual + (leaf.op == "gt"), str(leaf.field).endswith("_minor"), basket.order.currency
-        )
-    return detail
-
-
-def shortfall(missing: int, is_money: bool, currency: str) -> str:
-    """ "spend 5.00 more" or "add 2 more"."""
-    return f"spend {format_minor(missing, currency)} more" if is_money else f"add {missing} more"

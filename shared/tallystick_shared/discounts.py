@@ -1,8 +1,9 @@
 """The discounts: what each takes from an order as it stands, and how its exact shares lie on the lines.
 
-Source: engine.md, "Discounts" and "Rounding and shares". Every kind answers three calls and changes nothing:
-`select` says which lines it means (None: no matching line, or too few units for one application), `take` what it takes
-as things stand (None: nothing), `why` one short sentence. Discounts over units are in `units`.
+Source: engine.md, "Discounts" and "Rounding and shares". Every kind answers five calls and changes nothing: `select`
+says which lines it means (None: no matching line, or too few units for one application), `take` what it takes as things
+stand (None: nothing), `why` one short sentence; `missing` and `too_little` say what an order would need where `select`
+or `take` found nothing. Discounts over units are in `units`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final, Protocol, TypeAlias
 
-from .basket import WHOLE, Basket, Matcher, Standing
+from .basket import WHOLE, Basket, Standing, compile_items
+from .details import Detail, Wanted, sentence, to_add
 from .money import apportion, format_minor, round_half_away, share
-from .terms import Fixed, FixedPrice, GiftCard, Percent, Percentage, Shipping
+from .terms import Fixed, FixedPrice, GiftCard, Items, Percent, Percentage, Shipping
 
 Lines: TypeAlias = Sequence[int]
 
@@ -75,19 +77,25 @@ class Part(Protocol):
 
     def why(self, take: Take, currency: str) -> str: ...
 
-    def wanted(self) -> str:
-        """What an order needs for this to have anything to work on."""
+    def missing(self, basket: Basket) -> Detail:
+        """Where `select` found nothing: what to add to the order."""
+        ...
+
+    def too_little(self, basket: Basket, selection: Any) -> Detail:
+        """Where `take` found nothing in the order as it came: what to change in it."""
         ...
 
 
 class Scope:
     """The lines of a discount's own `items`, within those of the `tiered` around it."""
 
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ("_inner", "_outer", "items", "wanted")
 
-    def __init__(self, inner: Matcher | None, outer: Matcher | None) -> None:
-        self._inner = inner
-        self._outer = outer
+    def __init__(self, items: Items | None, within: Items | None) -> None:
+        self.items = items
+        self._inner = compile_items(items)
+        self._outer = compile_items(within)
+        self.wanted = Wanted(items, within)
 
     def lines(self, basket: Basket) -> Lines:
         lines = basket.live
@@ -107,8 +115,26 @@ class _OverLines:
     def select(self, basket: Basket) -> Lines | None:
         return self.scope.lines(basket) or None
 
-    def wanted(self) -> str:
-        return "add an item that it is for"
+    def missing(self, basket: Basket) -> Detail:
+        return to_add((1, self.scope.wanted))
+
+    def too_little(self, basket: Basket, selection: Any) -> Detail:
+        return self.missing(basket)
+
+
+class _BesideLines:
+    """What the discounts that touch no line have in common: they always find something to look at."""
+
+    __slots__ = ()
+
+    def select(self, basket: Basket) -> Lines:
+        return ()
+
+    def missing(self, basket: Basket) -> Detail:
+        return self.too_little(basket, ())
+
+    def too_little(self, basket: Basket, selection: Lines) -> Detail:
+        raise NotImplementedError
 
 
 def _weights(basket: Basket, standing: Standing, lines: Lines) -> list[int]:
@@ -150,6 +176,15 @@ class PercentageOff(_OverLines):
     def why(self, take: Take, currency: str) -> str:
         text = f"{self.label} of {format_minor(take.base, currency)}"
         return text if self.cap is None else text + _capped(self.cap, currency)
+
+    def too_little(self, basket: Basket, selection: Lines) -> Detail:
+        lacking = least_for_one(self.rate) - sum([basket.totals[index] for index in selection])
+        return to_add((1, self.scope.wanted), unit_price_minor=lacking, currency=basket.order.currency)
+
+
+def least_for_one(rate: int) -> int:
+    """The smallest amount of which the rate, rounded, is not 0."""
+    return -(-WHOLE // (2 * rate))
 
 
 def _capped(cap: int | None, currency: str) -> str:
@@ -215,17 +250,17 @@ class FixedPriceEach(_OverLines):
     def why(self, take: Take, currency: str) -> str:
         return f"{format_minor(self.price, currency)} each"
 
+    def too_little(self, basket: Basket, selection: Lines) -> Detail:
+        return to_add((1, self.scope.wanted), unit_price_minor=self.price + 1, currency=basket.order.currency)
 
-class ShippingOff:
+
+class ShippingOff(_BesideLines):
     __slots__ = ("cap", "rate")
     lane = Lane.SHIPPING
 
     def __init__(self, discount: Shipping) -> None:
         self.rate = rate_of(discount.percent)
         self.cap = discount.cap_minor
-
-    def select(self, basket: Basket) -> Lines:
-        return ()
 
     def take(self, basket: Basket, standing: Standing, selection: Lines) -> Take | None:
         amount = percent_of(standing.shipping, self.rate)
@@ -237,19 +272,23 @@ class ShippingOff:
         base = format_minor(take.base, currency)
         return f"{percent_text(self.rate)} of shipping {base}{_capped(self.cap, currency)}"
 
-    def wanted(self) -> str:
-        return "add shipping"
+    def too_little(self, basket: Basket, selection: Lines) -> Detail:
+        least, order = least_for_one(self.rate), basket.order
+        text = f"have shipping of at least {format_minor(least, order.currency)}"
+        return {
+            "field": "shipping_minor",
+            "expected": least,
+            "actual": order.shipping_minor,
+            "message": sentence(text),
+        }
 
 
-class GiftCardPays:
+class GiftCardPays(_BesideLines):
     __slots__ = ("balance",)
     lane = Lane.GIFT_CARD
 
     def __init__(self, discount: GiftCard) -> None:
         self.balance = discount.balance_minor
-
-    def select(self, basket: Basket) -> Lines:
-        return ()
 
     def take(self, basket: Basket, standing: Standing, selection: Lines) -> Take | None:
         amount = min(self.balance, standing.goods + standing.shipping - standing.paid)
@@ -258,8 +297,10 @@ class GiftCardPays:
     def why(self, take: Take, currency: str) -> str:
         return f"paid from a balance of {format_minor(self.balance, currency)}"
 
-    def wanted(self) -> str:
-        return "leave something to pay"
+    def too_little(self, basket: Basket, selection: Lines) -> Detail:
+        if not self.balance:
+            return {"balance_minor": 0, "message": "use another gift card: nothing is left on this one"}
+        return {"field": "total_minor", "expected": 1, "actual": 0, "message": "leave something to pay"}
 
 
 def rate_of(percent: Percent | None) -> int:

@@ -16,6 +16,7 @@ import msgspec
 
 from . import codes
 from .checks import check_order, checked_voucher, policy_by_default
+from .contradictions import refuse_contradictions
 from .door import Door, encode, schema_hook, shown
 from .errors import InvalidInput
 from .terms import (
@@ -106,14 +107,20 @@ def parse_voucher(raw: Raw, *, default_currency: str | None = None) -> Voucher:
     Raises `InvalidInput`.
     """
     voucher: Voucher = _VOUCHERS.read(raw)
-    return checked_voucher(voucher, default_currency)
+    return _publishable(voucher, default_currency)
+
+
+def _publishable(voucher: Voucher, default_currency: str | None) -> Voucher:
+    voucher = checked_voucher(voucher, default_currency)
+    refuse_contradictions(voucher)
+    return voucher
 
 
 def load_voucher(raw: bytes | memoryview) -> Voucher:
     """A voucher from bytes that `voucher_json` wrote and a signature or digest vouches for.
 
-    The same checks as `parse_voucher`, but for repeated keys, which `voucher_json` never writes and which are the
-    costly ones to look for.
+    The same checks as `parse_voucher`, but for repeated keys, which `voucher_json` never writes and which are costly to
+    look for, and for contradictions, which concern whoever publishes it.
     """
     voucher: Voucher = _VOUCHERS.read_trusted(raw)
     return checked_voucher(voucher, None)
@@ -135,7 +142,7 @@ def parse_request(raw: Raw) -> Request:
     seen: dict[str, int] = {}
     for index, voucher in enumerate(document.vouchers):
         try:
-            voucher = checked_voucher(voucher, None)
+            voucher = _publishable(voucher, None)
         except InvalidInput as error:
             raise error.under(f"vouchers[{index}]") from None
         earlier = seen.setdefault(codes.fold(voucher.code), index)

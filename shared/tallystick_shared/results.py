@@ -5,6 +5,7 @@ Source: engine.md, "Result". Expected refusals are values; the order of `Reason`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -117,6 +118,43 @@ class Result(msgspec.Struct, frozen=True):
     refused: tuple[Refused, ...]
 
 
+class Best(msgspec.Struct, frozen=True):
+    """The combination that saves the customer most: goods plus shipping, in minor units.
+
+    `codes` are the chosen vouchers and the gift cards that pay with them, in the order of application; `result` is what
+    `evaluate` says of exactly these, and refuses none. `exact`: every combination was looked at; otherwise they were
+    too many, and it is the best that was found step by step.
+    """
+
+    codes: tuple[str, ...]
+    saved_minor: int
+    exact: bool
+    result: Result
+
+
+class Qualified(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One voucher alone on the order: what it takes, in minor units, or why it does not apply and what would help."""
+
+    code: str
+    discount_minor: int | None = None
+    reason: Reason | None = None
+    detail: dict[str, Any] | None = None
+
+
+class _QualifiedDocument(msgspec.Struct, frozen=True):
+    vouchers: tuple[Qualified, ...]
+
+
 def result_json(result: Result) -> bytes:
     """Keys in the order of engine.md, UTF-8, no spaces. Equal inputs give equal bytes on any machine."""
     return encode(result)
+
+
+def best_json(best: Best) -> bytes:
+    """As `result_json`: codes, saved_minor, exact, result."""
+    return encode(best)
+
+
+def qualified_json(qualified: Sequence[Qualified]) -> bytes:
+    """As `result_json`: an object with the list `vouchers`."""
+    return encode(_QualifiedDocument(tuple(qualified)))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from .basket import WHOLE, Basket, Standing
-from .discounts import IN_PROPORTION, Lane, Lines, Scope, Take, rate_of
+from .details import Detail, sentence, to_add
+from .discounts import IN_PROPORTION, Lane, Lines, Scope, Take, least_for_one, percent_text, rate_of
 from .money import format_minor, round_half_away
 from .terms import Bogo, BundlePrice
 
@@ -91,8 +92,13 @@ class BundleFor:
         times = "" if take.base == 1 else f", {take.base} times"
         return f"{self.quantity} for {format_minor(self.price, currency)}{times}"
 
-    def wanted(self) -> str:
-        return f"have at least {self.quantity} units that it is for"
+    def missing(self, basket: Basket) -> Detail:
+        lacking = self.quantity - sum(basket.quantities[index] for index in self.scope.lines(basket))
+        return to_add((lacking, self.scope.wanted))
+
+    def too_little(self, basket: Basket, selection: Lines) -> Detail:
+        price = self.price // self.quantity + 1  # a whole bundle of these is the dearest, and saves
+        return to_add((self.quantity, self.scope.wanted), unit_price_minor=price, currency=basket.order.currency)
 
 
 class BuyAndGet:
@@ -190,11 +196,29 @@ class BuyAndGet:
         return WHOLE, [min(given[index] * prices[index] * rate, left[index] * WHOLE) for index in lines]
 
     def why(self, take: Take, currency: str) -> str:
-        off = f" at {format_minor(self.amount, currency)} off each" if self.amount is not None else ""
-        if self.amount is None:
-            off = " free" if self.rate == WHOLE else f" at {self.rate // 10_000} % off"
+        off = " free" if self.rate == WHOLE else f" at {percent_text(self.rate)} off"
+        if self.amount is not None:
+            off = f" at {format_minor(self.amount, currency)} off each"
         times = "" if take.base == 1 else f", {take.base} times"
         return f"buy {self.buy_quantity}, get {self.get_quantity}{off}{times}"
 
-    def wanted(self) -> str:
-        return f"have {self.buy_quantity} units to buy and {self.get_quantity} more to get"
+    def missing(self, basket: Basket) -> Detail:
+        buy, get, count = self.buy.lines(basket), self.get.lines(basket), basket.quantities
+        to_buy, to_give = (sum([count[index] for index in lines]) for lines in (buy, get))
+        in_all = sum([count[index] for index in {*buy, *get}])
+        more_to_buy = max(0, self.buy_quantity - to_buy)
+        more_to_give = max(0, self.get_quantity - to_give)
+        # no unit is both bought and given: what there is may be enough for either, and not for both
+        more_to_give += max(0, self.buy_quantity + self.get_quantity - in_all - more_to_buy - more_to_give)
+        if self.alike:
+            return to_add((more_to_buy + more_to_give, self.buy.wanted))
+        sides = ((more_to_buy, self.buy.wanted), (more_to_give, self.get.wanted))
+        return to_add(*[side for side in sides if side[0]])
+
+    def too_little(self, basket: Basket, selection: _Sides) -> Detail:
+        buy, get, buyable = selection
+        given = self._given(basket.quantities, selection, self._applications(basket.quantities, buy, get, buyable))
+        price, least = sum(basket.prices[index] * count for index, count in given.items()), least_for_one(self.rate)
+        currency = basket.order.currency
+        text = f"the units it gives cost {format_minor(price, currency)}, and it takes {format_minor(least, currency)}"
+        return {"given_minor": price, "expected_minor": least, "message": sentence(f"{text} to give anything")}

@@ -9,8 +9,8 @@ client library is a guest.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime, time, timedelta
 from functools import cache
 from importlib import resources
 from typing import Final
@@ -27,7 +27,7 @@ YEARS: Final = range(1900, 9999)
 """Far enough from the ends of the calendar for every offset and window."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
-_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _CLOCK: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 
 
@@ -65,26 +65,79 @@ def check_hours(hours: Hours, path: str) -> None:
         raise error.under(f"{path}.timezone") from None
 
 
-def compile_hours(windows: tuple[Hours, ...]) -> Callable[[int], bool]:
-    """Whether any window is open at an epoch second. Only the wall clock is compared: a repeated hour counts twice."""
-    compiled = []
-    for window in windows:
-        days = frozenset(_DAYS.index(day) for day in window.days or _DAYS)
-        compiled.append((zone(window.timezone), days, _minute(window.opens), _minute(window.closes)))
+class _Window:
+    """One daily window, compiled; days are 0 for Monday to 6."""
 
-    def is_open(second: int) -> bool:
-        moment = _EPOCH + timedelta(seconds=second)
-        for place, days, opens, closes in compiled:
-            local = moment.astimezone(place)
-            minute, day = local.hour * 60 + local.minute, local.weekday()
-            if opens < closes:
-                if opens <= minute < closes and day in days:
-                    return True
-            elif (minute >= opens and day in days) or (minute < closes and (day - 1) % 7 in days):
-                return True
-        return False
+    __slots__ = ("closes", "days", "name", "opens", "zone")
 
-    return is_open
+    def __init__(self, hours: Hours) -> None:
+        self.name = hours.timezone
+        self.zone = zone(hours.timezone)
+        self.days = frozenset(DAYS.index(day) for day in hours.days or DAYS)
+        self.opens = _minute(hours.opens)
+        self.closes = _minute(hours.closes)
+
+    def is_open(self, second: int) -> bool:
+        local = (_EPOCH + timedelta(seconds=second)).astimezone(self.zone)
+        minute, day = local.hour * 60 + local.minute, local.weekday()
+        if self.opens < self.closes:
+            return self.opens <= minute < self.closes and day in self.days
+        return (minute >= self.opens and day in self.days) or (minute < self.closes and (day - 1) % 7 in self.days)
+
+    def openings(self, second: int) -> Iterator[int]:
+        """The moments in the two weeks after a second at which it can open: by the clock, or because the clock jumps.
+
+        Two weeks, because a window on one day of the week can fall into the hour that is skipped that day.
+        """
+        today = (_EPOCH + timedelta(seconds=second)).astimezone(self.zone).date()
+        for days in range(-1, 16):
+            midnight = datetime.combine(today + timedelta(days=days), time(), self.zone)
+            opens = midnight.replace(hour=self.opens // 60, minute=self.opens % 60)
+            yield from {_second(opens), _second(opens.replace(fold=1))}
+            yield from self._jumps(_second(midnight), _second(midnight + timedelta(days=1)))
+
+    def _jumps(self, start: int, end: int) -> Iterator[int]:
+        """The second at which the zone's offset changes, where it does between the two."""
+        before = self._offset(start)
+        if self._offset(end) == before:
+            return
+        while end - start > 1:
+            middle = (start + end) // 2
+            start, end = (middle, end) if self._offset(middle) == before else (start, middle)
+        yield end
+
+    def _offset(self, second: int) -> timedelta | None:
+        return (_EPOCH + timedelta(seconds=second)).astimezone(self.zone).utcoffset()
+
+
+class OpeningHours:
+    """A voucher's `hours`, compiled. Only the wall clock is compared: a repeated hour counts twice."""
+
+    __slots__ = ("_windows",)
+
+    def __init__(self, windows: tuple[Hours, ...]) -> None:
+        self._windows = [_Window(window) for window in windows]
+
+    def is_open(self, second: int) -> bool:
+        """Whether any window is open at an epoch second."""
+        return any(window.is_open(second) for window in self._windows)
+
+    def next_opening(self, second: int) -> tuple[datetime, str] | None:
+        """The first moment after an epoch second at which it opens, on the wall clock of the window, and its zone."""
+        found = [
+            (opening, window.zone, window.name)
+            for window in self._windows
+            for opening in window.openings(second)
+            if opening > second and window.is_open(opening)
+        ]
+        if not found:
+            return None
+        opening, place, name = min(found, key=lambda entry: entry[0])
+        return (_EPOCH + timedelta(seconds=opening)).astimezone(place), name
+
+
+def _second(moment: datetime) -> int:
+    return (moment - _EPOCH) // _SECOND
 
 
 def _minute(clock: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.shared.build import Doc, document, fixed, line, order, run, voucher
+from tests.shared.build import Doc, document, fixed, line, order, percentage, run, voucher
 
 CUSTOMER: Doc = {
     "id": "c1",
@@ -26,7 +26,7 @@ def holds(when: Doc, **fields: Any) -> bool:
         line(500, category_ids=["x"]),
         **{"store_id": "309", "channel": "pos", "customer": CUSTOMER, "attributes": {"payment": "card"}, **fields},
     )
-    return not run(of, voucher(fixed(1), when=when)).refused
+    return not run(of, voucher(percentage(100), when=when)).refused
 
 
 @pytest.mark.parametrize(
@@ -137,38 +137,74 @@ def test_trees() -> None:
     assert not holds({"any": [no, {"not": yes}]})
 
 
+X = {"category_ids": ["x"]}
+
+
 @pytest.mark.parametrize(
-    ("when", "detail"),
+    ("when", "message"),
     [
+        (leaf("order.subtotal_minor", "gte", 1600), "spend 5.00 more"),
+        (leaf("order.subtotal_minor", "lt", 1100), "spend 0.01 less"),
+        ({"not": leaf("order.subtotal_minor", "gte", 1100)}, "spend 0.01 less"),
+        (leaf("order.subtotal_minor", "in", [5, 600]), "the goods before discounts must be 0.05 or 6.00"),
+        (leaf("order.quantity", "gt", 5), "add 2 more"),
+        (leaf("order.quantity", "lte", 2), "take out 2"),
+        (leaf("order.quantity", "ne", 4), "the number of units must not be 4"),
+        (leaf("items.quantity", "gte", 3, items=X), "add 1 more of category x"),
+        (leaf("items.subtotal_minor", "gt", 600, items=X), "spend 0.01 more on units of category x"),
+        (leaf("order.store_id", "in", ["s1", "s2"]), "the store must be s1 or s2"),
+        ({"not": leaf("order.channel", "in", ["pos", "web"])}, "the channel must not be pos or web"),
+        (leaf("order.channel", "gt", "x"), "the channel must be above x"),
+        (leaf("order.channel", "exists", False), "the channel must not be given"),
+        ({"not": leaf("order.store_id", "exists", False)}, "the store must be given"),
         (
-            leaf("order.subtotal_minor", "gte", 1600),
-            {
-                "field": "order.subtotal_minor",
-                "expected": 1600,
-                "actual": 1100,
-                "op": "gte",
-                "message": "spend 5.00 more",
-            },
+            leaf("customer.segments", "contains_any", ["p", "q", "r", "s", "t"]),
+            "the customer's segments must include p, q, r or 2 more",
         ),
-        (
-            leaf("order.quantity", "gt", 5),
-            {"field": "order.quantity", "expected": 5, "actual": 4, "op": "gt", "message": "add 2 more"},
-        ),
-        (
-            {"all": [leaf("order.quantity", "gt", 1), {"any": [leaf("order.currency", "eq", "USD")]}]},
-            {"field": "order.currency", "expected": "USD", "actual": "EUR"},
-        ),
-        (
-            {"not": {"all": [leaf("order.channel", "eq", "pos")]}},
-            {"field": "order.channel", "expected": "pos", "actual": "pos", "op": "not eq"},
-        ),
-        (
-            leaf("customer.attributes.half", "eq", 7.25),
-            {"field": "customer.attributes.half", "expected": 7.25, "actual": 2.5},
-        ),
+        (leaf("customer.segments", "contains_all", ["p", "q"]), "the customer's segments must include p and q"),
+        ({"not": leaf("customer.segments", "contains", "vip")}, "the customer's segments must not include vip"),
+        (leaf("customer.attributes.half", "eq", 7.25), "the customer's half must be 7.25"),
+        (leaf("order.attributes.card", "eq", True), "the order's card must be true"),
     ],
 )
-def test_detail_says_what_would_have_made_it_work(when: Doc, detail: Doc) -> None:
-    """The first leaf in the way, what it wants, what there was, and how much more to spend or add."""
-    of = order(line(300, 2), 500, line(0), customer=CUSTOMER, channel="pos")
-    assert document(run(of, voucher(fixed(1), when=when)))["refused"][0]["detail"] == detail
+def test_a_message_says_what_would_have_made_it_work(when: Doc, message: str) -> None:
+    """In money as people write it, in units, or as the value that a field should have had."""
+    of = order(line(300, 2, category_ids=["x"]), 500, line(0), customer=CUSTOMER, channel="pos")
+    assert document(run(of, voucher(fixed(1), when=when)))["refused"][0]["detail"]["message"] == message
+
+
+def test_a_detail_names_every_leaf_of_the_easiest_way() -> None:
+    """Of an `any` the branch that changes the fewest leaves, of an `all` each leaf that fails, through any `not`."""
+    store = leaf("order.store_id", "eq", "s1")
+    hard = {"all": [leaf("order.quantity", "gt", 7), store, leaf("order.channel", "eq", "web")]}
+    easy = {"not": {"any": [leaf("order.quantity", "lt", 6), {"not": store}]}}
+    found = document(run(order(300), voucher(fixed(1), when={"any": [hard, easy]})))["refused"][0]["detail"]
+    second = {
+        "field": "order.store_id",
+        "expected": "s1",
+        "actual": None,
+        "op": "eq",
+        "message": "the store must be s1",
+    }
+    assert found == {
+        "field": "order.quantity",
+        "expected": 6,
+        "actual": 1,
+        "op": "not lt",
+        "message": "add 5 more; the store must be s1",
+        "and": [second],
+    }
+
+
+def test_a_detail_stays_small_whatever_the_voucher_lists() -> None:
+    """The first five of each list, and a message of one line of at most 200 characters."""
+    many = {"product_ids": [f"a\nproduct of a very long name {number}" for number in range(9_000)]}
+    when = leaf("items.quantity", "gte", 1, items={**many, "attributes": {"brand" * 50: "n" * 250}})
+    detail = document(run(order(300), voucher(fixed(1, items=many), when=when)))["refused"][0]["detail"]
+    assert len(detail["items"]["product_ids"]) == 5
+    assert len(detail["message"]) == 200
+    assert "\n" not in detail["message"]
+    [refused] = document(run(order(300), voucher(fixed(1, items=many))))["refused"]
+    assert refused["detail"]["message"].endswith(
+        "0, a product of a very long name 1, a product of a very long name 2 or 8997 more"
+    )

@@ -81,10 +81,10 @@ def test_includes_are_alternatives_and_excludes_win() -> None:
         line(100, product_id="c", attributes={"brand": "n", "size": 1}),
         line(100, product_id="d", attributes={"brand": "n", "size": True}),
         line(100, product_id="e", category_ids=["x", "z"]),
-        line(100, product_id="f"),
+        line(100, product_id="f", category_ids=["x"]),
     ]
     items = {
-        "product_ids": ["a", "f"],
+        "product_ids": ["a"],
         "category_ids": ["x"],
         "attributes": {"brand": "n", "size": 1},
         "exclude_product_ids": ["f"],

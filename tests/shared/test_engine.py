@@ -41,7 +41,7 @@ from tests.shared.build import (
 
 
 def test_the_result_is_the_document_of_the_contract() -> None:
-    """The example of engine.md, byte for byte: keys in order, no spaces."""
+    """The example of engine.md, byte for byte, with what a detail says besides: keys in order, no spaces."""
     vouchers = [
         stackable(percentage(10), "SUMMER20"),
         stackable(fixed(5), "VIP", when={"field": "customer.segments", "op": "contains", "value": "vip"}),
@@ -54,7 +54,8 @@ def test_the_result_is_the_document_of_the_contract() -> None:
         '"applied":[{"code":"SUMMER20","discount_minor":102,"lines":[{"id":"1","discount_minor":11},'
         '{"id":"2","discount_minor":21},{"id":"3","discount_minor":30},{"id":"4","discount_minor":40}],'
         '"why":"10 % of 10.24"}],"refused":[{"code":"VIP","reason":"CONDITION_NOT_MET",'
-        '"detail":{"field":"customer.segments","expected":"vip","actual":[]}}]}'
+        '"detail":{"field":"customer.segments","expected":"vip","actual":[],"op":"contains",'
+        '"message":"the customer\'s segments must include vip"}}]}'
     )
 
 
@@ -161,7 +162,8 @@ def test_a_condition_is_checked_again_at_its_turn() -> None:
     needs = {"field": "order.remaining_minor", "op": "gte", "value": 1600}
     result = run(order(2000), stackable(fixed(500), "A"), stackable(fixed(100), "B", when=needs))
     assert (taken(result), reasons(result)) == ({"A": 500}, {"B": "CONDITION_NOT_MET"})
-    assert document(result)["refused"][0]["detail"]["message"] == "spend 1.00 more"
+    detail = document(result)["refused"][0]["detail"]
+    assert (detail["after"], detail["message"]) == (["A"], "leave out A; spend 1.00 more")
 
 
 def test_what_was_beaten_stays_beaten() -> None:
@@ -186,7 +188,9 @@ def test_a_budget_is_checked_alone_and_at_its_turn() -> None:
     spent = {"B": Usage(budget_minor=850)}
     alone = run(order(2000), voucher(percentage(10), "B", **limits), usage=spent)
     assert reasons(alone) == {"B": "BUDGET_EXHAUSTED"}
-    assert document(alone)["refused"][0]["detail"] == {"discount_minor": 200, "left_minor": 150}
+    message = "have a smaller order: 1.50 of its budget is left, and this order takes 2.00"
+    detail = {"discount_minor": 200, "left_minor": 150, "message": message}
+    assert document(alone)["refused"][0]["detail"] == detail
     assert taken(run(order(1500), voucher(percentage(10), "B", **limits), usage=spent)) == {"B": 150}
     assert taken(run(order(2000), voucher(percentage(10), "B", **limits))) == {"B": 200}
 
@@ -339,7 +343,7 @@ def test_the_largest_discount_is_known_where_it_can_be(discount: Doc, largest: i
 
 def test_the_version_names_the_rules_and_the_time_zones() -> None:
     """The version of tzdata is part of the engine's."""
-    assert ENGINE_VERSION.split("+") == ["1", f"tzdata{tzdata.__version__}"]
+    assert ENGINE_VERSION.split("+") == ["2", f"tzdata{tzdata.__version__}"]
 
 
 def test_frozen_shares_pay_a_return() -> None:
