@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from .steps import BY_RANK, BY_TURN, Candidate, Run, Turn, conflict, sets_without_conflict, settle, take_turn
 
 SETS_MAX: Final = 4096
-"""Sets without conflict up to which every one is looked at: those of any 12 candidates, and of many more in groups."""
+"""Sets of stackable ones up to which every set is looked at: those of any 12 candidates, and of more in groups."""
 GROWN_MAX: Final = 100
 """Past that, the candidates that a set is grown from: those that take the most alone."""
 

@@ -363,8 +363,7 @@ def conflict(one: Candidate, other: Candidate) -> bool:
 
 
 def sets_without_conflict(candidates: Sequence[Candidate]) -> int:
-    """How many sets of them, the empty one included, hold no two that conflict."""
-    exclusive = sum(candidate.compiled.exclusive for candidate in candidates)
+    """How many sets of them, the empty one included, hold no two that conflict; those of one exclusive not counted."""
     groups: dict[str | None, int] = {}
     for candidate in candidates:
         if not candidate.compiled.exclusive:
@@ -372,4 +371,4 @@ def sets_without_conflict(candidates: Sequence[Candidate]) -> int:
     sets = 1 << groups.pop(None, 0)
     for size in groups.values():
         sets *= size + 1
-    return sets + exclusive
+    return sets
