@@ -12,12 +12,12 @@ from msgspec import UNSET
 
 from .checks import condition_nodes, plain_discounts
 from .discounts import percent_of, percent_text
+from .door import encode
 from .errors import InvalidInput
 from .feasible import Facts, always, facts
 from .terms import (
     Bogo,
     BundlePrice,
-    Condition,
     Conditional,
     Fixed,
     FixedPrice,
@@ -229,18 +229,19 @@ def _check_cap(discount: Percentage, most: int | None, path: str) -> None:
 
 
 def _check_cases(conditional: Conditional, voucher: Voucher, known: Facts) -> None:
-    seen: list[Condition] = []
+    seen: list[bytes] = []  # as JSON, because Python takes true for 1
     for index, case in enumerate(conditional.cases):
         path = f"discount.cases[{index}]"
         both = facts([voucher.when, case.when], known)
         if not both.possible:
             beside = "" if voucher.when is None else " beside the voucher's own when"
             raise _contradiction(f"{path}.when", f"can never hold{beside}: change it, or leave the case out")
-        if case.when in seen:
+        written = encode(case.when)
+        if written in seen:
             raise _contradiction(
-                f"{path}.when", f"must differ from that of cases[{seen.index(case.when)}], which goes first"
+                f"{path}.when", f"must differ from that of cases[{seen.index(written)}], which goes first"
             )
-        seen.append(case.when)
+        seen.append(written)
         rest = len(conditional.cases) > index + 1 or conditional.otherwise is not None
         if rest and always(case.when):
             raise _contradiction(

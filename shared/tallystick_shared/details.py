@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 from msgspec import UNSET, structs
 
 from .checks import NUMBER_FIELDS
+from .errors import one_line
 from .money import format_minor
 from .terms import Condition, Items
 
@@ -26,7 +27,7 @@ _NAME_MAX: Final = 40
 
 def sentence(text: str) -> str:
     """One line, cut to what a screen and a receipt can hold."""
-    text = " ".join(text.split())
+    text = one_line(text)
     return text if len(text) <= MESSAGE_MAX else f"{text[: MESSAGE_MAX - 3]}..."
 
 

@@ -10,7 +10,28 @@ TallystickError
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+# Control characters, line and paragraph separators, what changes the direction of writing, what has no width, halves of
+# a pair: by number, so that every Python agrees.
+_UNSEEN: Final = {
+    point: f"\\u{point:04x}"
+    for first, last in (
+        (0x00, 0x1F),
+        (0x7F, 0x9F),
+        (0x200B, 0x200F),
+        (0x2028, 0x202E),
+        (0x2060, 0x2069),
+        (0xD800, 0xDFFF),
+        (0xFEFF, 0xFEFF),
+    )
+    for point in range(first, last + 1)
+}
+
+
+def one_line(text: str) -> str:
+    """The text with what a terminal would act on, or nobody would see, written as \\uXXXX."""
+    return text.translate(_UNSEEN)
 
 
 class TallystickError(Exception):
@@ -41,7 +62,7 @@ class InvalidInput(CallerError):
         self.path, self.expected, self.was = path, expected, was
         where = f"{path}: " if path else ""
         tail = "" if was is None else f", not {was}"
-        super().__init__(f"{where}{expected}{tail}", code=code)
+        super().__init__(one_line(f"{where}{expected}{tail}"), code=code)
 
     def under(self, prefix: str) -> InvalidInput:
         """The same error one level further out: `discount.percent` under `vouchers[0]`."""

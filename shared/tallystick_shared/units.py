@@ -11,6 +11,7 @@ from typing import TypeAlias
 from .basket import WHOLE, Basket, Standing
 from .details import Detail, sentence, to_add
 from .discounts import IN_PROPORTION, Lane, Lines, Scope, Take, least_for_one, percent_text, rate_of
+from .door import encode
 from .money import format_minor, round_half_away
 from .terms import Bogo, BundlePrice
 
@@ -107,7 +108,8 @@ class BuyAndGet:
 
     def __init__(self, discount: Bogo, buy: Scope, get: Scope) -> None:
         self.buy, self.get = buy, get
-        self.alike = discount.buy.items == discount.get.items  # nearly always: then the lines are looked up once
+        # nearly always, and then the lines are looked up once; as JSON, because Python takes true for 1
+        self.alike = encode(discount.buy.items) == encode(discount.get.items)
         self.buy_quantity = discount.buy.quantity
         self.get_quantity = discount.get.quantity
         self.amount = discount.get.amount_minor

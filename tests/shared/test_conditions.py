@@ -206,5 +206,5 @@ def test_a_detail_stays_small_whatever_the_voucher_lists() -> None:
     assert "\n" not in detail["message"]
     [refused] = document(run(order(300), voucher(fixed(1, items=many))))["refused"]
     assert refused["detail"]["message"].endswith(
-        "0, a product of a very long name 1, a product of a very long name 2 or 8997 more"
+        "0, a\\u000aproduct of a very long name 1, a\\u000aproduct of a very long name 2 or 8997 more"
     )

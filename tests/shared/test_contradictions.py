@@ -166,6 +166,7 @@ GOOD: list[Doc] = [
     voucher(fixed(1), hours=[window(["sun"], "23:59", "00:01")], **WEEKEND),
     voucher(cases(leaf(SPEND, "gte", 500), leaf(SPEND, "gte", 400), otherwise=fixed(1))),
     voucher(cases(leaf(SPEND, "gte", 0))),
+    voucher(cases(leaf("order.attributes.n", "eq", True), leaf("order.attributes.n", "eq", 1))),
 ]
 
 

@@ -154,6 +154,18 @@ def test_given_units_may_cost_a_part() -> None:
     assert shares(alone(bogo(1, 2, amount_minor=150), 900, 101, 200)) == [0, 101, 150]
 
 
+def test_a_part_of_a_percent_is_said_in_full() -> None:
+    """`why` names the percentage as it is, its decimals too."""
+    [applied] = alone(bogo(1, 1, percent="12.5"), line(1000, 2)).applied
+    assert (applied.discount_minor, applied.why) == (125, "buy 1, get 1 at 12.5 % off")
+
+
+def test_selectors_that_differ_only_in_type_are_different() -> None:
+    """True is not 1: what is bought is there, what would be given is not."""
+    sides = {"buy_items": {"attributes": {"n": True}}, "get_items": {"attributes": {"n": 1}}}
+    assert reasons(alone(bogo(1, 1, **sides), line(100, 2, attributes={"n": True}))) == {"CODE": "NO_MATCHING_ITEM"}
+
+
 def test_units_once_bought_or_given_take_no_part_again() -> None:
     """Of four units the first bogo uses two and the second the others; a third finds none."""
     vouchers = [stackable(bogo(1, 1, max_applications=1), code) for code in "ABC"]
