@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test replay check lint types imports lock wheels clean
+.PHONY: help setup demo test replay prove-engine bench-engine vectors-archive check lint types imports lock wheels clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -29,6 +29,17 @@ test: .venv/ready ## run the tests
 
 replay: .venv/ready ## half a year of real redemptions through real tills that are offline for days (ARGS="--offline-days 14")
 	@$(BIN)/python -m benchmarks.replay $(ARGS)
+
+prove-engine: .venv/ready ## the engine against its oracle: a million seeded cases, 50,000 by hypothesis (ARGS="--count 20000")
+	@$(BIN)/python -m tests.shared.prove $(or $(ARGS),--count 1000000 --seed 1)
+	@TALLYSTICK_EXAMPLES=50000 $(BIN)/python -m pytest -q tests/shared/test_oracle.py -k hypothesis
+	@TALLYSTICK_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/shared/test_fuzz.py
+
+bench-engine: .venv/ready ## what the engine costs, as ratios: against plain Python, and as orders and vouchers grow
+	@$(BIN)/python -m benchmarks.engine
+
+vectors-archive: .venv/ready ## dist/tallystick-vectors-*.zip, for whoever writes a client in another language
+	@$(BIN)/python -m tests.vectors.archive dist
 
 check: lint types imports ## ruff, mypy --strict and the import contracts
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from . import codes
 from .basket import WHOLE, Basket
 from .conditions import Rule, reads_remaining
-from .details import sentence, to_add, to_change, to_spend
+from .details import more, sentence, to_add, to_change
 from .discounts import (
     FixedOffEach,
     FixedOffOrder,
@@ -144,8 +144,7 @@ def _compile_tiered(tiered: Tiered, currency: str | None) -> Resolve:
         if reached:
             return resolved[reached - 1]
         missing = minimums[0] - basis
-        text = to_spend(missing, basket.order.currency) if by_amount else f"add {missing} more"
-        text += f" on units {scope.wanted.text()}" if by_amount and scope.wanted.text() else f" {scope.wanted.text()}"
+        text = more(missing, by_amount, scope.wanted.text(), basket.order.currency)
         detail = {"basis": tiered.basis, "expected": minimums[0], "actual": basis, **scope.wanted.fields()}
         return Reason.BELOW_FIRST_TIER, {**detail, "message": sentence(text)}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET
@@ -16,6 +15,7 @@ from msgspec import UNSET
 from .basket import Basket, compile_items
 from .checks import NUMBER_FIELDS, kind_of, same
 from .details import Detail, leaf_detail
+from .feasible import possible
 from .terms import Condition
 
 Test: TypeAlias = Callable[[Basket, int], bool]
@@ -59,11 +59,11 @@ def reads_remaining(condition: Condition | None) -> bool:
 def _compile(condition: Condition) -> tuple[Test, _Needs]:
     """The tree as two functions. It comes through the door: no node is of two kinds and none is too deep."""
     if condition.all_of is not UNSET:
-        every, needs = _compile_each(condition.all_of)
-        return (lambda basket, remaining: all(test(basket, remaining) for test in every)), _joined(needs, True)
+        every, needs = _compile_each(condition.all_of, True)
+        return (lambda basket, remaining: all(test(basket, remaining) for test in every)), needs
     if condition.any_of is not UNSET:
-        some, needs = _compile_each(condition.any_of)
-        return (lambda basket, remaining: any(test(basket, remaining) for test in some)), _joined(needs, False)
+        some, needs = _compile_each(condition.any_of, False)
+        return (lambda basket, remaining: any(test(basket, remaining) for test in some)), needs
     if condition.negated is not UNSET:
         negated, need = _compile(condition.negated)
         return (
@@ -73,19 +73,21 @@ def _compile(condition: Condition) -> tuple[Test, _Needs]:
     return _compile_leaf(condition)
 
 
-def _compile_each(conditions: tuple[Condition, ...]) -> tuple[list[Test], list[_Needs]]:
+def _compile_each(conditions: tuple[Condition, ...], conjunction: bool) -> tuple[list[Test], _Needs]:
+    """Their tests; and all that they need for an `all` that is to hold and an `any` that is not.
+
+    Otherwise one of them is enough: of those that some order can meet the one with the fewest leaves to change.
+    """
     compiled = [_compile(condition) for condition in conditions]
-    return [test for test, _ in compiled], [needs for _, needs in compiled]
-
-
-def _joined(each: list[_Needs], conjunction: bool) -> _Needs:
-    """All of them for an `all` that is to hold and an `any` that is not; of the others the one with the least to do."""
+    every = [needs for _, needs in compiled]
+    ways = [needs for needs, one in zip(every, conditions, strict=True) if possible(one, not conjunction)] or every
 
     def needs(basket: Basket, remaining: int, wanted: bool) -> list[Detail]:
-        found = [need(basket, remaining, wanted) for need in each]
-        return list(chain.from_iterable(found)) if wanted is conjunction else min(found, key=len)
+        if wanted is conjunction:
+            return [detail for need in every for detail in need(basket, remaining, wanted)]
+        return min([need(basket, remaining, wanted) for need in ways], key=len)
 
-    return needs
+    return [test for test, _ in compiled], needs
 
 
 def _compile_leaf(leaf: Condition) -> tuple[Test, _Needs]:

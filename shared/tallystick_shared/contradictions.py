@@ -14,7 +14,7 @@ from .checks import condition_nodes, plain_discounts
 from .discounts import percent_of, percent_text
 from .door import encode
 from .errors import InvalidInput
-from .feasible import Facts, always, facts
+from .feasible import Facts, facts, possible
 from .terms import (
     Bogo,
     BundlePrice,
@@ -152,20 +152,15 @@ def _never_both(one: Items | None, other: Items | None) -> bool:
     """Whether no line can match both selectors, as far as their lists of ids show."""
     if one is None or other is None:
         return False
-    if _by_products(one) and _by_products(other) and frozenset(one.product_ids).isdisjoint(other.product_ids):
-        return True
-    return _excluded(one, other) or _excluded(other, one)
-
-
-def _by_products(items: Items) -> bool:
-    return bool(items.product_ids) and not (items.category_ids or items.attributes)
-
-
-def _excluded(inner: Items, outer: Items) -> bool:
-    if _by_products(inner):
-        return frozenset(inner.product_ids) <= frozenset(outer.exclude_product_ids)
-    only_categories = inner.category_ids and not (inner.product_ids or inner.attributes)
-    return bool(only_categories) and frozenset(inner.category_ids) <= frozenset(outer.exclude_category_ids)
+    no_product = frozenset((*one.exclude_product_ids, *other.exclude_product_ids))
+    no_category = frozenset((*one.exclude_category_ids, *other.exclude_category_ids))
+    by_product = [
+        frozenset(items.product_ids) - no_product
+        for items in (one, other)
+        if items.product_ids or items.category_ids  # else every line that is not excluded, or by its attributes
+        if not items.attributes and no_category.issuperset(items.category_ids)
+    ]
+    return bool(by_product) and not frozenset.intersection(*by_product)
 
 
 # Tiers, cases and caps.
@@ -243,7 +238,7 @@ def _check_cases(conditional: Conditional, voucher: Voucher, known: Facts) -> No
             )
         seen.append(written)
         rest = len(conditional.cases) > index + 1 or conditional.otherwise is not None
-        if rest and always(case.when):
+        if rest and not possible(case.when, False):
             raise _contradiction(
                 f"{path}.when", "always holds: nothing after it can apply, so put it last as otherwise"
             )

@@ -6,13 +6,13 @@ lists. A message is one line of at most 200 characters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET, structs
 
-from .checks import NUMBER_FIELDS
+from .checks import NUMBER_FIELDS, kind_of
 from .errors import one_line
 from .money import format_minor
 from .terms import Condition, Items
@@ -55,18 +55,13 @@ def short_items(items: Items | None) -> Items | None:
     """The selector by the first five of each of its lists; None where every line is meant."""
     if items is None or items == Items():
         return None
-    no_products, no_categories = set(items.exclude_product_ids), set(items.exclude_category_ids)
     return structs.replace(
         items,
-        product_ids=_first(one for one in items.product_ids if one not in no_products),
-        category_ids=_first(one for one in items.category_ids if one not in no_categories),
+        product_ids=items.product_ids[:IDS_SHOWN],
+        category_ids=items.category_ids[:IDS_SHOWN],
         exclude_product_ids=items.exclude_product_ids[:IDS_SHOWN],
         exclude_category_ids=items.exclude_category_ids[:IDS_SHOWN],
     )
-
-
-def _first(ids: Iterable[str]) -> tuple[str, ...]:
-    return tuple(one for one, _ in zip(ids, range(IDS_SHOWN), strict=False))
 
 
 def items_text(items: Items | None) -> str:
@@ -114,8 +109,7 @@ def to_add(*wanted: tuple[int, Wanted], unit_price_minor: int | None = None, cur
     price = {} if unit_price_minor is None else {"unit_price_minor": unit_price_minor}
     parts = []
     for quantity, which in wanted:
-        units = "1 unit" if quantity == 1 else f"{quantity} units"
-        parts.append(" ".join(part for part in (units, which.text()) if part))
+        parts.append(f"{units(quantity)} {which.text() or 'of any product above price 0'}")
     text = f"add {' and '.join(parts)}"
     if unit_price_minor is not None:
         text += f" at {format_minor(unit_price_minor, currency)} or more" + (" each" if wanted[0][0] > 1 else "")
@@ -123,8 +117,17 @@ def to_add(*wanted: tuple[int, Wanted], unit_price_minor: int | None = None, cur
     return {"add": add, "message": sentence(text)}
 
 
-def to_spend(missing: int, currency: str) -> str:
-    return f"spend {format_minor(missing, currency)} more"
+def units(count: int) -> str:
+    return "1 unit" if count == 1 else f"{count} units"
+
+
+def more(missing: int, is_money: bool, of_what: str, currency: str) -> str:
+    """What to spend or to add; where `missing` is below 0, what to spend or to take out less."""
+    if is_money:
+        text = f"spend {format_minor(abs(missing), currency)} {'more' if missing > 0 else 'less'}"
+        return f"{text} on units {of_what}" if of_what else text
+    text = f"add {units(missing)}" if missing > 0 else f"take out {units(-missing)}"
+    return f"{text} {of_what}" if of_what else text
 
 
 def without(codes: Sequence[str]) -> str:
@@ -170,6 +173,9 @@ _PHRASES: Final = {
 }
 
 
+_KINDS: Final = {"number": "a number", "text": "text", "bool": "true or false", "list": "a list"}
+
+
 def leaf_detail(leaf: Condition, actual: Any, currency: str, wanted: bool) -> Detail:
     """For a leaf that has to turn out as `wanted`: field, what it was, and what it should have been."""
     op = leaf.op if wanted else f"not {leaf.op}"
@@ -191,7 +197,11 @@ def _leaf_message(leaf: Condition, actual: Any, currency: str, wanted: bool) -> 
         return _number_message(leaf, field, op, actual, currency)
     values = leaf.value if isinstance(leaf.value, list) and op not in ("eq", "ne") else [leaf.value]
     last = "and" if op in ("contains_all", "not contains_all") else "or"
-    return f"{_label(field)} must {_PHRASES[op].format(named(values, last))}"
+    phrase = _PHRASES[op].format(named(values, last))
+    wanted_kind = "list" if "contains" in op else kind_of(values[0])
+    if wanted and actual is not None and kind_of(actual) != wanted_kind:
+        phrase = f"be {_KINDS[wanted_kind]} and {phrase}"
+    return f"{_label(field)} must {phrase}"
 
 
 def _number_message(leaf: Condition, field: str, op: str, actual: int, currency: str) -> str:
@@ -200,13 +210,7 @@ def _number_message(leaf: Condition, field: str, op: str, actual: int, currency:
     value = leaf.value
     if op in ("gt", "gte", "lt", "lte"):
         edge = value + (op == "gt") - (op == "lt")
-        missing = edge - actual
-        if is_money:
-            text = f"spend {format_minor(abs(missing), currency)} {'more' if missing > 0 else 'less'}"
-            of_what = of_what and f"on units {of_what}"
-        else:
-            text = f"add {missing} more" if missing > 0 else f"take out {-missing}"
-        return f"{text} {of_what}".rstrip()
+        return more(edge - actual, is_money, of_what, currency)
     values = value if isinstance(value, list) else [value]
     amounts = named([format_minor(one, currency) if is_money else one for one in values])
     return f"{_label(field)} {of_what + ' ' if of_what else ''}must {_PHRASES[op].format(amounts)}"

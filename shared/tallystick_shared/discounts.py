@@ -274,7 +274,9 @@ class ShippingOff(_BesideLines):
 
     def too_little(self, basket: Basket, selection: Lines) -> Detail:
         least, order = least_for_one(self.rate), basket.order
-        text = f"have shipping of at least {format_minor(least, order.currency)}"
+        text = "add shipping: this order has none"
+        if order.shipping_minor or least > 1:
+            text = f"have shipping of at least {format_minor(least, order.currency)}"
         return {
             "field": "shipping_minor",
             "expected": least,

@@ -49,7 +49,8 @@ class Facts:
         self._equal[field] = self._equal.get(field, values) & values
 
     def there(self, field: str, is_there: bool) -> None:
-        if self._there.setdefault(field, is_there) is not is_there or not (is_there or field not in _ALWAYS_THERE):
+        always_there = field in _ALWAYS_THERE or field.startswith("items.")
+        if self._there.setdefault(field, is_there) is not is_there or (always_there and not is_there):
             self.possible = False
 
     def between(self, field: str, least: int | None, most: int | None) -> None:
@@ -149,9 +150,9 @@ def facts(conditions: Sequence[Condition | None], known: Facts | None = None) ->
     return _gathered([(condition, True) for condition in conditions if condition is not None], known or Facts())
 
 
-def always(condition: Condition) -> bool:
-    """Whether every order meets it, as far as that can be seen."""
-    return not _gathered([(condition, False)], Facts()).possible
+def possible(condition: Condition, holds: bool = True) -> bool:
+    """Whether it can hold of an order, or not hold, as far as that can be seen."""
+    return _gathered([(condition, holds)], Facts()).possible
 
 
 def _gathered(wanted: list[_Wanted], known: Facts) -> Facts:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from .basket import WHOLE, Basket, Standing
 from .compiled import CompiledVoucher
-from .details import Detail, named, sentence, to_change, without
+from .details import Detail, sentence, to_change, without
 from .discounts import Lane, Part, Take, percent_text
 from .money import format_minor
 from .results import Allowance, Applied, Reason, Refusal, Refused, Result, ResultLine
@@ -170,7 +170,7 @@ def _refused_by_use(run: Run, compiled: CompiledVoucher) -> Refusal | None:
                     "message": message,
                 }
             if used is not None and used.customer >= limits.per_customer:
-                message = "use another code: this customer has made all uses of it that one may"
+                message = "use another code: this customer has used it as often as one customer may"
                 return Reason.CUSTOMER_LIMIT_REACHED, {
                     "limit": limits.per_customer,
                     "used": used.customer,
@@ -309,10 +309,7 @@ def apply(run: Run, candidate: Candidate) -> None:
     turn = take_turn(run, candidate, not run.applied)
     compiled, part, currency = candidate.compiled, candidate.part, run.basket.order.currency
     if not isinstance(turn, Turn):
-        reason, detail = turn
-        if run.applied:
-            detail = _after_others(run, detail)
-        run.refuse(compiled, reason, detail)
+        run.refuse(compiled, turn[0], _after_others(run, *turn))
         return
     settle(run, part, turn)
     why = candidate.prefix + part.why(turn.take, currency)
@@ -321,10 +318,19 @@ def apply(run: Run, candidate: Candidate) -> None:
     run.applied.append(Applied(compiled.voucher.code, turn.amount, _shares(run, turn), why))
 
 
-def _after_others(run: Run, detail: Detail) -> Detail:
-    """It would apply alone: what helps is to leave out what was applied before it."""
+def _after_others(run: Run, reason: Reason, detail: Detail) -> Detail:
+    """It would apply alone, so that others came before it: what helps is to leave these out."""
     codes = [applied.code for applied in run.applied]
-    return {**detail, "after": codes, "message": sentence(f"leave out {named(codes, 'and')}; {detail['message']}")}
+    text = without(codes)
+    if reason is Reason.CONDITION_NOT_MET:
+        # not how much more to spend: what the others take grows with the order
+        goods = format_minor(run.standing.goods, run.basket.order.currency)
+        text += f": with {'it' if len(codes) == 1 else 'them'} the goods come to {goods}"
+    elif reason is Reason.NOTHING_TO_DISCOUNT:
+        text += f": {detail['message']}"
+    else:
+        text += f", or {detail['message']}"
+    return {**detail, "after": codes, "message": sentence(text)}
 
 
 def _shares(run: Run, turn: Turn) -> tuple[ResultLine, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -78,8 +78,7 @@ class _Window:
         self.closes = _minute(hours.closes)
 
     def is_open(self, second: int) -> bool:
-        local = (_EPOCH + timedelta(seconds=second)).astimezone(self.zone)
-        minute, day = local.hour * 60 + local.minute, local.weekday()
+        day, minute = _wall_clock(self.zone, second)
         if self.opens < self.closes:
             return self.opens <= minute < self.closes and day in self.days
         return (minute >= self.opens and day in self.days) or (minute < self.closes and (day - 1) % 7 in self.days)
@@ -108,6 +107,13 @@ class _Window:
 
     def _offset(self, second: int) -> timedelta | None:
         return (_EPOCH + timedelta(seconds=second)).astimezone(self.zone).utcoffset()
+
+
+@lru_cache(64)  # an order is checked against many vouchers at one moment, nearly all of one zone
+def _wall_clock(place: ZoneInfo, second: int) -> tuple[int, int]:
+    """Day of the week from 0 for Monday, and minute of the day."""
+    local = (_EPOCH + timedelta(seconds=second)).astimezone(place)
+    return local.weekday(), local.hour * 60 + local.minute
 
 
 class OpeningHours:

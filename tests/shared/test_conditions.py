@@ -147,10 +147,10 @@ X = {"category_ids": ["x"]}
         (leaf("order.subtotal_minor", "lt", 1100), "spend 0.01 less"),
         ({"not": leaf("order.subtotal_minor", "gte", 1100)}, "spend 0.01 less"),
         (leaf("order.subtotal_minor", "in", [5, 600]), "the goods before discounts must be 0.05 or 6.00"),
-        (leaf("order.quantity", "gt", 5), "add 2 more"),
-        (leaf("order.quantity", "lte", 2), "take out 2"),
+        (leaf("order.quantity", "gt", 5), "add 2 units"),
+        (leaf("order.quantity", "lte", 2), "take out 2 units"),
         (leaf("order.quantity", "ne", 4), "the number of units must not be 4"),
-        (leaf("items.quantity", "gte", 3, items=X), "add 1 more of category x"),
+        (leaf("items.quantity", "gte", 3, items=X), "add 1 unit of category x"),
         (leaf("items.subtotal_minor", "gt", 600, items=X), "spend 0.01 more on units of category x"),
         (leaf("order.store_id", "in", ["s1", "s2"]), "the store must be s1 or s2"),
         ({"not": leaf("order.channel", "in", ["pos", "web"])}, "the channel must not be pos or web"),
@@ -165,6 +165,12 @@ X = {"category_ids": ["x"]}
         ({"not": leaf("customer.segments", "contains", "vip")}, "the customer's segments must not include vip"),
         (leaf("customer.attributes.half", "eq", 7.25), "the customer's half must be 7.25"),
         (leaf("order.attributes.card", "eq", True), "the order's card must be true"),
+        (leaf("customer.attributes.text", "ne", 5), "the customer's text must be a number and not be 5"),
+        (leaf("customer.attributes.text", "contains", "5"), "the customer's text must be a list and include 5"),
+        (leaf("customer.attributes.n", "in", ["5"]), "the customer's n must be text and be 5"),
+        # the first of the two is what no order can do
+        ({"any": [leaf("order.quantity", "exists", False), leaf("order.quantity", "gt", 5)]}, "add 2 units"),
+        ({"not": {"all": [leaf("order.quantity", "gte", 0), leaf("order.quantity", "lt", 5)]}}, "add 1 unit"),
     ],
 )
 def test_a_message_says_what_would_have_made_it_work(when: Doc, message: str) -> None:
@@ -191,7 +197,7 @@ def test_a_detail_names_every_leaf_of_the_easiest_way() -> None:
         "expected": 6,
         "actual": 1,
         "op": "not lt",
-        "message": "add 5 more; the store must be s1",
+        "message": "add 5 units; the store must be s1",
         "and": [second],
     }
 

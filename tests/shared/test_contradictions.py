@@ -50,6 +50,11 @@ CONTRADICTIONS: list[tuple[str, Doc]] = [
         voucher(fixed(1), limits={"budget_minor": 3}, offline={"policy": "soft", "max_units": 1, "max_minor": 4}),
     ),
     ("discount.cap_minor", voucher(percentage(10, cap_minor=501), limits={"budget_minor": 500})),
+    ("discount.cap_minor", voucher({"type": "shipping", "cap_minor": 501}, limits={"budget_minor": 500})),
+    (
+        "discount.otherwise.cap_minor",
+        voucher(cases(leaf(UNITS, "gt", 3), otherwise=percentage(10, cap_minor=501)), limits={"budget_minor": 500}),
+    ),
     ("discount.cap_minor", voucher(percentage(10, cap_minor=501), when=leaf(SPEND, "lte", 5000))),
     ("discount.tiers[0].discount.cap_minor", voucher(tiered((0, percentage(10, cap_minor=501)), (5000, fixed(1))))),
     (
@@ -84,6 +89,10 @@ CONTRADICTIONS: list[tuple[str, Doc]] = [
     ("discount.tiers[0].discount.items", voucher(tiered((0, fixed(1, items=B)), items=A))),
     ("discount.tiers[0].discount.items", voucher(tiered((0, fixed(1, items=A)), items=NOT_A))),
     ("discount.tiers[1].discount.items", voucher(tiered((0, fixed(1)), (5, fixed(1, items=NOT_X)), items=X))),
+    (
+        "discount.tiers[0].discount.items",
+        voucher(tiered((0, fixed(1, items={**X, "product_ids": ["c"]})), items={**A, **NOT_X})),
+    ),
     ("discount.tiers[0].discount.get.items", voucher(tiered((0, bogo(1, 1, get_items=B)), items=A))),
     ("discount.tiers[0].discount", voucher(tiered((1, bogo(2, 2)), (4, fixed(1)), basis="quantity"))),
     (
@@ -124,6 +133,7 @@ NEVER: list[Doc] = [
     },
     {"all": [leaf(UNITS, "gt", 5), {"any": [leaf(UNITS, "lt", 3), leaf(UNITS, "eq", 4)]}]},
     leaf("order.currency", "exists", False),
+    leaf("items.quantity", "exists", False, items=A),
     leaf("order.currency", "eq", "USD"),
     leaf("customer.id", "exists", False),
 ]
@@ -150,6 +160,8 @@ MAY: list[Doc] = [
     },
     {"not": leaf("order.attributes.n", "ne", 1)},
     leaf("order.currency", "in", ["EUR", "USD"]),
+    leaf(UNITS, "lt", 1),
+    leaf("items.quantity", "eq", 0, items=A),
 ]
 
 GOOD: list[Doc] = [
@@ -160,6 +172,11 @@ GOOD: list[Doc] = [
     voucher(fixed(1, items={**X, "exclude_product_ids": ["a"]})),
     voucher(tiered((0, fixed(1, items=X)), items=A)),
     voucher(tiered((0, fixed(1, items={**A, **X})), items=B)),
+    voucher(tiered((0, fixed(1, items={"attributes": {"n": 1}})), items=A)),
+    voucher(tiered((0, fixed(1, items=X)), items={"exclude_category_ids": ["y"], "exclude_product_ids": ["a"]})),
+    voucher(tiered((0, fixed(1, items={"product_ids": ["a", "c"]})), items=NOT_A)),
+    voucher(tiered((0, fixed(1)), (5000, fixed(2))), when=leaf(SPEND, "lte", 5000)),
+    voucher(tiered((0, fixed(1)), (5000, fixed(2))), when=leaf(SPEND, "gte", 4999)),
     voucher(tiered((1, bogo(1, 2)), (4, bundle(9)), basis="quantity")),
     voucher(tiered((0, fixed(1)), (5000, fixed(2)), items=A), when=leaf(SPEND, "gte", 5000)),
     voucher(fixed(1), hours=[window(["fri"], "23:00", "01:00")], **WEEKEND),

@@ -163,7 +163,7 @@ def test_a_condition_is_checked_again_at_its_turn() -> None:
     result = run(order(2000), stackable(fixed(500), "A"), stackable(fixed(100), "B", when=needs))
     assert (taken(result), reasons(result)) == ({"A": 500}, {"B": "CONDITION_NOT_MET"})
     detail = document(result)["refused"][0]["detail"]
-    assert (detail["after"], detail["message"]) == (["A"], "leave out A; spend 1.00 more")
+    assert (detail["after"], detail["message"]) == (["A"], "leave out A: with it the goods come to 15.00")
 
 
 def test_what_was_beaten_stays_beaten() -> None:

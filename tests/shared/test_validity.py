@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import zoneinfo
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 
 from tallystick_shared.errors import InvalidInput
 from tallystick_shared.validity import epoch_second, zone
-from tests.shared.build import Doc, fixed, order, reasons, run, voucher
+from tests.shared.build import Doc, document, fixed, order, percentage, reasons, run, voucher
 
 
 def reason_at(at: str, **fields: object) -> str | None:
@@ -109,3 +109,77 @@ def test_the_ends_of_the_calendar_do_not_break_anything(year: int) -> None:
         epoch_second(datetime(year, 1, 1, tzinfo=zone("Etc/UTC")))
     assert caught.value.path == "at"
     assert sys.getrecursionlimit()  # the interpreter is unharmed
+
+
+BERLIN = {"timezone": "Europe/Berlin"}
+
+
+@pytest.mark.parametrize(
+    ("hours", "at", "opens"),
+    [
+        # on a Monday: later that day, tomorrow, and in a week less a moment
+        ([{"from": "16:00", "to": "18:00", **BERLIN}], "2026-06-15T15:59:59+02:00", "2026-06-15T16:00:00+02:00"),
+        ([{"from": "16:00", "to": "18:00", **BERLIN}], "2026-06-15T18:00:00+02:00", "2026-06-16T16:00:00+02:00"),
+        (
+            [{"days": ["mon"], "from": "16:00", "to": "18:00", **BERLIN}],
+            "2026-06-15T18:00:00+02:00",
+            "2026-06-22T16:00:00+02:00",
+        ),
+        # the first of two windows, each in its own zone
+        (
+            [
+                {"from": "16:00", "to": "18:00", **BERLIN},
+                {"from": "09:00", "to": "10:00", "timezone": "America/New_York"},
+            ],
+            "2026-06-15T12:00:00+02:00",
+            "2026-06-15T09:00:00-04:00",
+        ),
+        # the clock jumps from 02:00 to 03:00 into the window, and back from 03:00 to 02:00 into it again
+        ([{"from": "02:30", "to": "04:00", **BERLIN}], "2026-03-29T01:59:59+01:00", "2026-03-29T03:00:00+02:00"),
+        ([{"from": "02:10", "to": "02:20", **BERLIN}], "2026-10-25T02:30:00+02:00", "2026-10-25T02:10:00+01:00"),
+        # skipped on its only day of this week
+        (
+            [{"days": ["sun"], "from": "02:10", "to": "02:50", **BERLIN}],
+            "2026-03-28T12:00:00+01:00",
+            "2026-04-05T02:10:00+02:00",
+        ),
+        # a whole day is left out by the calendar of Samoa
+        (
+            [{"days": ["fri", "sat"], "from": "08:00", "to": "20:00", "timezone": "Pacific/Apia"}],
+            "2011-12-29T21:00:00-10:00",
+            "2011-12-31T08:00:00+14:00",
+        ),
+    ],
+)
+def test_a_refusal_says_when_it_opens_next(hours: list[Doc], at: str, opens: str) -> None:
+    """On the wall clock of the window; a moment before that it is refused, and then it applies."""
+    asked = voucher(percentage(10), hours=hours)
+    moment = datetime.fromisoformat(opens)
+    for when in (datetime.fromisoformat(at), moment - timedelta(seconds=1)):
+        [refused] = document(run(order(100), asked, at=when))["refused"]
+        assert (refused["reason"], refused["detail"]["opens_at"]) == ("OUTSIDE_HOURS", opens)
+    assert not run(order(100), asked, at=moment).refused
+
+
+def test_a_refusal_names_the_day_and_the_zone() -> None:
+    """In words that do not depend on the machine's language; and says so where it expires before it opens."""
+    hours = [{"days": ["fri"], "from": "16:05", "to": "18:00", **BERLIN}]
+    at = datetime.fromisoformat("2026-06-15T12:00:00Z")
+    [refused] = run(order(100), voucher(percentage(10), hours=hours), at=at).refused
+    assert refused.detail["message"] == "come back on fri 2026-06-19 at 16:05 (Europe/Berlin)"
+    for until, message in (
+        ("2026-06-19T16:05:00+02:00", refused.detail["message"]),
+        ("2026-06-19T16:04:59+02:00", "use another code: it is not open again before it expires"),
+    ):
+        [found] = run(order(100), voucher(percentage(10), hours=hours, valid_until=until), at=at).refused
+        assert found.detail["message"] == message
+
+
+def test_refusals_by_time_name_the_bound_as_it_was_written() -> None:
+    """With the voucher's own wall clock and offset."""
+    bounds = {"valid_from": "2026-06-01T00:00:00+02:00", "valid_until": "2026-08-31T23:59:59Z"}
+    early, late = (datetime.fromisoformat(at) for at in ("2026-05-31T21:59:59Z", "2026-09-01T00:00:00Z"))
+    [refused] = run(order(100), voucher(percentage(10), **bounds), at=early).refused
+    assert refused.detail["message"] == "come back from 2026-06-01 00:00:00 +02:00"
+    [refused] = run(order(100), voucher(percentage(10), **bounds), at=late).refused
+    assert refused.detail["message"] == "use another code: it was valid until 2026-08-31 23:59:59 +00:00"
