@@ -31,7 +31,7 @@ replay: .venv/ready ## half a year of real redemptions through real tills that a
 	@$(BIN)/python -m benchmarks.replay $(ARGS)
 
 prove-engine: .venv/ready ## the engine against its oracle: a million seeded cases, 50,000 by hypothesis (ARGS="--count 20000")
-	@$(BIN)/python -m tests.shared.prove $(or $(ARGS),--count 1000000 --seed 1)
+	@$(BIN)/python -m tests.shared.prove $(or $(ARGS),--count 1000000 --seed 1 --workers 2)
 	@TALLYSTICK_EXAMPLES=50000 $(BIN)/python -m pytest -q tests/shared/test_oracle.py -k hypothesis
 	@TALLYSTICK_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/shared/test_fuzz.py
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import msgspec
 import typer
 import typer.exceptions
 from rich.console import Console
 
-from tallystick_client import __version__, screen
+from tallystick_client import __version__, screen, vectors
 from tallystick_client.drivers import Till
 from tallystick_client.entry import MISUSE, REFUSED, exit_code, say
 from tallystick_client.errors import CallerError, InvalidInput, TallystickError
+from tallystick_client.evaluating import HELP, Call, answer_all, answered, error_json, explain_all, opened, write
 from tallystick_client.reports import Receipt
-from tallystick_shared.engine import compile_voucher, evaluate, result_json
+from tallystick_shared.engine import result_json
 from tallystick_shared.journal import Returned
-from tallystick_shared.model import Order, parse_order, parse_request
-
-INPUT_BYTES_MAX = 64 * 1024 * 1024
+from tallystick_shared.model import Order, parse_order
 
 app = typer.Typer(
     name="tallystick",
@@ -31,7 +29,8 @@ app = typer.Typer(
     help="Vouchers at a till that keeps working without a network.",
     epilog="Exit codes: 0 done, 1 nothing redeemed or refused, 2 bad input, 3 no line, 4 server not trusted.",
 )
-console = Console(highlight=False)
+app.add_typer(vectors.app, name="vectors")
+console = Console(highlight=False, markup=False, emoji=False)
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="An order, or {order, codes}, as JSON; - is standard input.")]
 Code = Annotated[list[str] | None, typer.Option("--code", "-c", metavar="CODE", help="A code; may be repeated.")]
@@ -48,6 +47,8 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def run(arguments: list[str]) -> int:
     """Runs one command; its exit code. Raises `TallystickError`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a product's letters is no error
     try:
         command = typer.main.get_command(app)
         outcome = command.main(arguments or ["--help"], prog_name="tallystick", standalone_mode=False)
@@ -78,22 +79,22 @@ def main(
     context.obj = directory
 
 
-@app.command("evaluate")
-def evaluate_command(file: Annotated[str, typer.Argument(metavar="FILE")]) -> int:
-    """What vouchers do to an order, both given in FILE; no till is needed. NDJSON gives one result a line."""
-    raw = read_input(file)
-    documents = as_documents(raw)
-    if documents is None:
-        _write(_evaluated(raw))
-        return 0
-    code = 0
-    for document in documents:
-        try:
-            _write(_evaluated(document))
-        except InvalidInput as error:
-            _write(_error(error))
-            code = MISUSE
-    return code
+@app.command("evaluate", help=HELP)
+def evaluate_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The document, or NDJSON; - is standard input.")],
+    best: Annotated[bool, typer.Option("--best", help="Find the set of codes that saves the customer most.")] = False,
+    qualify: Annotated[
+        bool, typer.Option("--qualify", help="Say of each code whether it applies alone, and if not why.")
+    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="For people: a table in place of JSON.")] = False,
+) -> int:
+    if best and qualify:
+        raise CallerError("--best and --qualify cannot be given together")
+    call: Call = "best" if best else "qualify" if qualify else "evaluate"
+    with opened(file) as reader:
+        if explain:
+            return explain_all(console, reader, call)
+        return answer_all(reader, lambda raw: write(answered(raw, call)), lambda error: write(error_json(error)))
 
 
 @app.command()
@@ -106,7 +107,7 @@ def enroll(
     """Make --dir a till of SERVER."""
     with Till.enroll(context.obj, server, token, name=name) as till:
         status = till.status()
-        console.print(f"enrolled as {status.name} of store {status.store}; next: tallystick sync")
+        console.print(screen.plain(f"enrolled as {status.name} of store {status.store}; next: tallystick sync"))
 
 
 @app.command()
@@ -115,7 +116,7 @@ def sync(context: typer.Context, as_json: AsJson = False) -> None:
     with Till.open(context.obj) as till:
         report = till.sync()
         if as_json:
-            _write(msgspec.json.encode(report))
+            write(msgspec.json.encode(report))
         else:
             screen.show_sync(console, report)
 
@@ -128,7 +129,7 @@ def preview(context: typer.Context, file: File, code: Code = None, as_json: AsJs
     with Till.open(context.obj) as till:
         result = till.preview(order, asked.codes)
     if as_json:
-        _write(result_json(result))
+        write(result_json(result))
     else:
         screen.show_result(console, order, result)
     return 0 if result.applied else REFUSED
@@ -154,7 +155,7 @@ def redeem(
     with Till.open(context.obj) as till:
         receipt = _redeem(till, order, asked, online)
     if as_json:
-        _write(receipt_json(receipt))
+        write(receipt_json(receipt))
     else:
         screen.show_receipt(console, order, receipt)
     return 0 if receipt.redeemed else REFUSED
@@ -176,7 +177,7 @@ def void(
     with Till.open(context.obj) as till:
         receipt = till.void(redemption_id, returned=units, reason=reason)
     if as_json:
-        _write(msgspec.json.encode(receipt))
+        write(msgspec.json.encode(receipt))
     else:
         screen.show_void(console, receipt)
 
@@ -187,7 +188,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     with Till.open(context.obj) as till:
         now = till.status()
     if as_json:
-        _write(msgspec.json.encode(now))
+        write(msgspec.json.encode(now))
     else:
         screen.show_status(console, now)
 
@@ -196,36 +197,9 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 def read_input(file: str) -> bytes:
-    """The whole of FILE or of standard input, at most `INPUT_BYTES_MAX`."""
-    with _open(file) as source:
-        raw = source.read(INPUT_BYTES_MAX + 1)
-    if len(raw) > INPUT_BYTES_MAX:
-        raise CallerError(f"{file} has more than {INPUT_BYTES_MAX} bytes", code="TOO_LARGE")
-    return raw
-
-
-def _open(file: str) -> BinaryIO:
-    if file == "-":
-        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    try:
-        return open(file, "rb")
-    except OSError as error:
-        raise CallerError(f"{file} cannot be read: {error.strerror}", code="NO_FILE") from error
-
-
-def as_documents(raw: bytes) -> list[bytes] | None:
-    """The lines of NDJSON, None where it is one document: a file that is no JSON as a whole, but by its lines."""
-    lines = [line for line in raw.splitlines() if line.strip()]
-    if len(lines) < 2 or _is_json(raw):
-        return None
-    return lines if _is_json(lines[0]) or _is_json(lines[-1]) else None
-
-
-def _is_json(raw: bytes) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(raw), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
+    """The whole of FILE or of standard input."""
+    with opened(file) as reader:
+        return reader.read_all()
 
 
 def as_asked(raw: bytes, codes: list[str] | None) -> Asked:
@@ -255,12 +229,6 @@ def _returned(text: str) -> Returned:
 # ---- work and output ----------------------------------------------------------------------------------------------
 
 
-def _evaluated(raw: bytes) -> bytes:
-    request = parse_request(raw)
-    vouchers = [compile_voucher(voucher) for voucher in request.vouchers]
-    return result_json(evaluate(request.order, vouchers, request.codes, at=request.at, usage=request.usage))
-
-
 def _redeem(till: Till, order: Order, asked: Asked, online: bool) -> Receipt:
     if online:
         if asked.id is not None:
@@ -272,36 +240,22 @@ def _redeem(till: Till, order: Order, asked: Asked, online: bool) -> Receipt:
 def _stream(till: Till, file: str, codes: list[str] | None, online: bool) -> int:
     """Line by line; each answer is flushed before the next line is read. The worst of the lines is the exit code."""
     worst = 0
-    for line in _lines(file):
-        try:
-            asked = as_asked(line, codes)
-            receipt = _redeem(till, as_order(asked), asked, online)
-        except TallystickError as error:
-            _write(_error(error))
-            worst = max(worst, exit_code(error))
-            continue
-        _write(receipt_json(receipt))
-        worst = max(worst, 0 if receipt.redeemed else REFUSED)
+    with opened(file) as reader:
+        while (line := reader.read()) is not None:
+            try:
+                reader.check(line)
+                asked = as_asked(line, codes)
+                receipt = _redeem(till, as_order(asked), asked, online)
+            except TallystickError as error:
+                write(error_json(error))
+                worst = max(worst, exit_code(error))
+                continue
+            write(receipt_json(receipt))
+            worst = max(worst, 0 if receipt.redeemed else REFUSED)
     return worst
-
-
-def _lines(file: str) -> Iterator[bytes]:
-    with _open(file) as source:
-        while line := source.readline(INPUT_BYTES_MAX):
-            if line.strip():
-                yield line
 
 
 def receipt_json(receipt: Receipt) -> bytes:
     """The result in it byte for byte as `evaluate` prints it."""
     fields = {name: getattr(receipt, name) for name in Receipt.__struct_fields__}
     return msgspec.json.encode({**fields, "result": msgspec.Raw(result_json(receipt.result))})
-
-
-def _error(error: TallystickError) -> bytes:
-    return msgspec.json.encode({"error": str(error), "code": error.code})
-
-
-def _write(line: bytes) -> None:
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()

@@ -19,7 +19,7 @@ from tallystick_client.reports import Receipt
 from tallystick_client.store import Bundle, Entry, Store
 from tallystick_client.timekeeping import STEP_S_MIN, Clock, Judged, judge, read_clock
 from tallystick_shared.codes import fold
-from tallystick_shared.engine import Allowance, Reason, Result, Usage, evaluate, result_json
+from tallystick_shared.engine import Allowance, Reason, Result, Usage, brief, evaluate, result_json
 from tallystick_shared.journal import EventType, PlainBody, RedeemBody, Use, encode
 from tallystick_shared.model import Order, order_json, parse_order
 from tallystick_shared.wire import DeviceState
@@ -120,7 +120,7 @@ class Terminal:
         body = RedeemBody(
             order=msgspec.Raw(order_json(order)),
             codes=codes,
-            result=msgspec.Raw(result_json(result)),
+            result=msgspec.Raw(result_json(brief(result))),
             salt=secrets.token_hex(16),
         )
         writing.append(EventType.REDEEM, redemption_id, judged, encode(body), uses=uses)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from operator import mul
 from typing import Final, TypeAlias
 
-from .checks import same
 from .terms import Items, Line, Order
+from .values import same
 
 WHOLE: Final = 1_000_000
 """100 %, in the unit percentages are counted in: ten-thousandths of a percent."""

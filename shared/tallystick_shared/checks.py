@@ -38,9 +38,11 @@ from .terms import (
     Voucher,
 )
 from .validity import check_hours
+from .values import kind_of
 
 ATTRIBUTES_MAX: Final = 100
 METADATA_BYTES_MAX: Final = 8192
+METADATA_DEPTH_MAX: Final = 32
 WHEN_DEPTH_MAX: Final = 8
 WHEN_LEAVES_MAX: Final = 64
 VALUES_MAX: Final = 1000
@@ -283,24 +285,6 @@ def _check_operand(value: object, field: str, path: str) -> None:
     _check_scalar(value, path)
 
 
-def kind_of(value: object) -> str:
-    """The type of a value as conditions see it: whole and decimal numbers are one type, true is not a number."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int | Decimal):
-        return "number"
-    if isinstance(value, str):
-        return "text"
-    return "list" if isinstance(value, list | tuple) else "nothing"
-
-
-def same(one: object, other: object) -> bool:
-    """Of equal type and value, as conditions and `items.attributes` compare: 1 is not true and not "1"."""
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return kind_of(one) == kind_of(other) and one == other
-
-
 def _check_stacking(stacking: terms.Stacking) -> None:
     if stacking.mode == "exclusive" and stacking.group is not None:
         text = "must stand beside mode stackable, or be left out: an exclusive voucher stands alone"
@@ -308,6 +292,15 @@ def _check_stacking(stacking: terms.Stacking) -> None:
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:
+    waiting: list[tuple[object, int]] = [(metadata, 1)]
+    while waiting:
+        value, depth = waiting.pop()
+        if (
+            depth > METADATA_DEPTH_MAX
+        ):  # a fixed one: what is left of the interpreter's stack is another for each caller
+            raise InvalidInput("metadata", f"must not be nested deeper than {METADATA_DEPTH_MAX}")
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(one, depth + 1) for one in inner if isinstance(one, dict | list)]
     try:
         size = len(encode(metadata))
     except (OverflowError, RecursionError):

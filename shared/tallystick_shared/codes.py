@@ -27,6 +27,8 @@ def trimmed(code: str) -> str:
     Raises `InvalidInput` (empty path, for the caller to prefix) where the code is empty, longer than 128 characters,
     or holds a lone surrogate or a code point that Unicode 14 does not assign.
     """
+    if not isinstance(code, str):  # from a caller without types
+        raise InvalidInput("", "must be a code, as text", type(code).__name__)
     text = code.strip(_WHITE_SPACE)
     if not text:
         raise InvalidInput("", "must be a code of 1 to 128 characters", "empty")

@@ -5,101 +5,101 @@ shipping. Of two that save as much the one with fewer vouchers is better, then t
 first. Gift cards take no part: they are payments, and change nothing that others take.
 
 Vouchers apply in the order of their turns, and none changes what those before it took. So the sets are built by turn,
-each on top of the one without its last voucher, and a voucher that is refused ends every set that begins that way.
+each on top of the one without its last voucher, and a voucher that is refused ends every set that begins that way. An
+exclusive voucher is a set by itself; what conflicts among the others are those of one group.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from math import prod
 from typing import Final, TypeAlias
 
-from .steps import BY_RANK, BY_TURN, Candidate, Run, Turn, conflict, sets_without_conflict, settle, take_turn
+from .basket import Standing
+from .steps import BY_RANK, BY_TURN, Candidate, Run, Turn, settle, take_turn
 
 SETS_MAX: Final = 4096
 """Sets of stackable ones up to which every set is looked at: those of any 12 candidates, and of more in groups."""
-GROWN_MAX: Final = 100
-"""Past that, the candidates that a set is grown from: those that take the most alone."""
+CANDIDATES_MAX: Final = 100
+"""Past that, of how many stackable candidates sets are built: those that take the most alone."""
+SETS_KEPT: Final = 16
+"""And of how many sets, at each turn, longer ones are built: those that save the most so far."""
 
 _Key: TypeAlias = tuple[int, int, list[str]]
 """What is saved (negative), how many vouchers, their codes: the smallest is the best."""
-_Found: TypeAlias = tuple[_Key, list[Candidate]]
 
-_NOTHING: Final[_Found] = ((0, 0, []), [])
+
+class _Set:
+    """Vouchers in the order of their turns, and how the order stands after them."""
+
+    __slots__ = ("chosen", "groups", "key", "standing")
+
+    def __init__(self, chosen: list[Candidate], saved: int, standing: Standing) -> None:
+        self.chosen = chosen
+        self.groups = {one.compiled.group for one in chosen} - {None}
+        self.key: _Key = (-saved, len(chosen), sorted(one.compiled.folded for one in chosen))
+        self.standing = standing
+
+    def joined(self, run: Run, candidate: Candidate) -> _Set | None:
+        """With one more voucher, whose turn is after theirs; None where it does not go with them."""
+        if candidate.compiled.group in self.groups:
+            return None
+        run.standing = self.standing
+        turn = take_turn(run, candidate, not self.chosen)
+        if not isinstance(turn, Turn):
+            return None
+        run.standing = self.standing.copy()
+        settle(run, candidate.part, turn)
+        return _Set([*self.chosen, candidate], turn.amount - self.key[0], run.standing)
 
 
 def search(run: Run, candidates: list[Candidate]) -> tuple[list[Candidate], bool]:
     """The best combination, in the order of application, and whether every one was looked at."""
+    nothing = _Set([], 0, run.standing)
     candidates = sorted(candidates, key=BY_TURN)
-    if sets_without_conflict(candidates) <= SETS_MAX:
-        return _explored(run, candidates, [], 0, _NOTHING)[1], True
-    return _grown(run, candidates)[1], False
+    singles = [nothing.joined(run, candidate) for candidate in candidates]
+    found = [nothing, *(single for single in singles if single is not None)]
+    stackable = [candidate for candidate in candidates if not candidate.compiled.exclusive]
+    sizes = Counter(candidate.compiled.group for candidate in stackable)
+    exact = prod(size + 1 for group, size in sizes.items() if group is not None) << sizes[None] <= SETS_MAX
+    if exact:
+        found.append(_explored(run, stackable, nothing))
+    else:
+        found += [_kept(run, stackable, nothing), _built(run, stackable, nothing)]
+    return min(found, key=_by_key).chosen, exact
 
 
-def _explored(run: Run, candidates: list[Candidate], chosen: list[Candidate], saved: int, best: _Found) -> _Found:
-    """The best of `best` and of every set that begins with the chosen ones, which the order stands after."""
-    for index, candidate in enumerate(candidates):
-        if any(conflict(candidate, other) for other in chosen):
-            continue
-        turn = take_turn(run, candidate, not chosen)
-        if not isinstance(turn, Turn):
-            continue
-        before = run.standing.copy()
-        settle(run, candidate.part, turn)
-        longer, more = [*chosen, candidate], saved + turn.amount
-        best = min(best, (_key(more, longer), longer), key=_by_key)
-        best = _explored(run, candidates[index + 1 :], longer, more, best)
-        run.standing = before
+def _by_key(found: _Set) -> _Key:
+    return found.key
+
+
+def _explored(run: Run, stackable: list[Candidate], begun: _Set) -> _Set:
+    """The best of a set and of all that begin with it."""
+    best = begun
+    for index, candidate in enumerate(stackable):
+        longer = begun.joined(run, candidate)
+        if longer is not None:
+            best = min(best, _explored(run, stackable[index + 1 :], longer), key=_by_key)
     return best
 
 
-def _by_key(found: _Found) -> _Key:
-    return found[0]
+def _built(run: Run, stackable: list[Candidate], nothing: _Set) -> _Set:
+    """Turn by turn, each of the few best sets so far without the next voucher and with it."""
+    by_amount = sorted(stackable, key=lambda candidate: (-candidate.alone, candidate.compiled.folded))
+    sets = [nothing]
+    for candidate in sorted(by_amount[:CANDIDATES_MAX], key=BY_TURN):
+        longer = [one.joined(run, candidate) for one in sets]
+        sets = sorted([*sets, *(one for one in longer if one is not None)], key=_by_key)[:SETS_KEPT]
+    return sets[0]
 
 
-def _key(saved: int, chosen: list[Candidate]) -> _Key:
-    return -saved, len(chosen), sorted(candidate.compiled.folded for candidate in chosen)
-
-
-def _grown(run: Run, candidates: list[Candidate]) -> _Found:
-    """From nothing, and from what `evaluate` keeps of all, by the voucher that saves most, while one saves more."""
-    singles = [_tried(run, [candidate]) for candidate in candidates]
-    by_amount = sorted(candidates, key=lambda candidate: (-candidate.alone, candidate.compiled.folded))
-    few = [candidate for candidate in by_amount if not candidate.compiled.exclusive][:GROWN_MAX]
-    found = [min(singles, key=_by_key)]
-    for start in ([], _kept(run, candidates)):
-        best = _tried(run, start)
-        while True:
-            free = [one for one in few if not any(one is other or conflict(one, other) for other in best[1])]
-            longer = min([_tried(run, [*best[1], one]) for one in free], key=_by_key, default=_NOTHING)
-            if longer[0][0] >= best[0][0]:
-                break
-            best = longer
-        found.append(best)
-    return min(found, key=_by_key)
-
-
-def _kept(run: Run, candidates: list[Candidate]) -> list[Candidate]:
-    """Those that apply when all are given at once: by rank without conflict, then without the refused."""
-    kept: list[Candidate] = []
-    for candidate in sorted(candidates, key=BY_RANK):
-        if not any(conflict(candidate, other) for other in kept):
-            kept.append(candidate)
-    return _applied(run, kept)[1]
-
-
-def _tried(run: Run, chosen: list[Candidate]) -> _Found:
-    """The set with what it saves; where one of it is refused it is no combination, and worth nothing."""
-    saved, applied = _applied(run, chosen)
-    return (_key(saved, applied), applied) if len(applied) == len(chosen) else _NOTHING
-
-
-def _applied(run: Run, chosen: list[Candidate]) -> tuple[int, list[Candidate]]:
-    before, saved = run.standing.copy(), 0
-    applied: list[Candidate] = []
-    for candidate in sorted(chosen, key=BY_TURN):
-        turn = take_turn(run, candidate, not applied)
-        if isinstance(turn, Turn):
-            settle(run, candidate.part, turn)
-            saved += turn.amount
-            applied.append(candidate)
-    run.standing = before
-    return saved, applied
+def _kept(run: Run, stackable: list[Candidate], nothing: _Set) -> _Set:
+    """What applies of the stackable ones when all are given at once: of each group the first by rank."""
+    winners: dict[str | None, Candidate] = {}
+    for candidate in sorted(stackable, key=BY_RANK):
+        winners.setdefault(candidate.compiled.group, candidate)
+    found = nothing
+    for candidate in stackable:
+        if candidate.compiled.group is None or winners[candidate.compiled.group] is candidate:
+            found = found.joined(run, candidate) or found
+    return found

@@ -12,12 +12,13 @@ from typing import TypeAlias
 from . import codes
 from .basket import WHOLE, Basket
 from .conditions import Rule, reads_remaining
-from .details import more, sentence, to_add, to_change
+from .details import Detail, more, sentence, to_add, to_change, units
 from .discounts import (
     FixedOffEach,
     FixedOffOrder,
     FixedPriceEach,
     GiftCardPays,
+    Lane,
     Part,
     PercentageOff,
     Scope,
@@ -28,6 +29,7 @@ from .results import Reason, Refusal
 from .terms import (
     Bogo,
     BundlePrice,
+    Condition,
     Conditional,
     Fixed,
     FixedPrice,
@@ -92,7 +94,7 @@ class CompiledVoucher:
         if isinstance(discount, Tiered):
             self.resolve = _compile_tiered(discount, voucher.currency)
         elif isinstance(discount, Conditional):
-            self.resolve = _compile_conditional(discount)
+            self.resolve = _compile_conditional(discount, voucher.when)
         else:
             self.part = compile_part(discount, None)
 
@@ -131,13 +133,18 @@ def _compile_tiered(tiered: Tiered, currency: str | None) -> Resolve:
     minimums = [tier.min for tier in tiered.tiers]
     resolved: list[Resolved] = []
     for tier in tiered.tiers:
-        start = format_minor(tier.min, currency or "") if by_amount else f"{tier.min} units"
+        start = format_minor(tier.min, currency or "") if by_amount else units(tier.min)
         resolved.append((compile_part(tier.discount, tiered.items), f"from {start}: "))
+    first = resolved[0][0]
+
+    def to_begin(basket: Basket) -> Detail:
+        """What the first tier needs, where it is over lines at all."""
+        return first.missing(basket) if first.lane < Lane.SHIPPING else to_add((1, scope.wanted))
 
     def resolve(basket: Basket) -> Resolved | Refusal:
         lines = scope.lines(basket)
         if not lines:
-            return Reason.NO_MATCHING_ITEM, to_add((1, scope.wanted))
+            return Reason.NO_MATCHING_ITEM, to_begin(basket)
         column = basket.totals if by_amount else basket.quantities
         basis = sum([column[index] for index in lines])
         reached = bisect_right(minimums, basis)
@@ -151,9 +158,9 @@ def _compile_tiered(tiered: Tiered, currency: str | None) -> Resolve:
     return resolve
 
 
-def _compile_conditional(conditional: Conditional) -> Resolve:
+def _compile_conditional(conditional: Conditional, beside: Condition | None) -> Resolve:
     """The first case that holds, else `otherwise`."""
-    cases = [(Rule(case.when), (compile_part(case.discount, None), "")) for case in conditional.cases]
+    cases = [(Rule(case.when, beside), (compile_part(case.discount, None), "")) for case in conditional.cases]
     otherwise = None if conditional.otherwise is None else (compile_part(conditional.otherwise, None), "")
 
     def resolve(basket: Basket) -> Resolved | Refusal:

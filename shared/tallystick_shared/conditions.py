@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET
 
 from .basket import Basket, compile_items
-from .checks import NUMBER_FIELDS, kind_of, same
+from .checks import NUMBER_FIELDS
 from .details import Detail, leaf_detail
-from .feasible import possible
+from .feasible import Facts, facts, possible
 from .terms import Condition
+from .values import key_of, kind_of, same
 
 Test: TypeAlias = Callable[[Basket, int], bool]
 """Whether it holds for a basket of which the goods still cost that much, in minor units."""
 _Reader: TypeAlias = Callable[[Basket, int], Any]
 _Compare: TypeAlias = Callable[[Any], bool]
-_Needs: TypeAlias = Callable[[Basket, int, bool], list[Detail]]
-"""The details of the leaves that would have to change for the node to hold, or not to hold; empty where it does."""
+_Needs: TypeAlias = Callable[[Basket, int], list[Detail]]
+"""The details of the leaves that would have to change; empty where the node turns out as it has to."""
 
 _ORDERING: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "gt": operator.gt,
@@ -34,16 +36,16 @@ _ORDERING: Final[dict[str, Callable[[Any, Any], bool]]] = {
 
 
 class Rule:
-    """A compiled tree. `holds` is asked for each order, `needs` only where it does not hold."""
+    """A compiled tree. `holds` is asked for each order, `needs` only where it does not hold.
 
-    __slots__ = ("_needs", "holds")
+    `needs` gives every leaf that has to change, by the way that changes the fewest. `beside` has to hold as well.
+    """
 
-    def __init__(self, condition: Condition) -> None:
-        self.holds, self._needs = _compile(condition)
+    __slots__ = ("holds", "needs")
 
-    def needs(self, basket: Basket, remaining: int) -> list[Detail]:
-        """Every leaf that has to change for it to hold, by the way that changes the fewest."""
-        return self._needs(basket, remaining, True)
+    def __init__(self, condition: Condition, beside: Condition | None = None) -> None:
+        known = cache(lambda: facts(condition, facts(beside, Facts())))
+        self.holds, self.needs = _compile(condition, True, known)
 
 
 def reads_remaining(condition: Condition | None) -> bool:
@@ -56,45 +58,46 @@ def reads_remaining(condition: Condition | None) -> bool:
     return condition.field == "order.remaining_minor" or any(map(reads_remaining, inner))
 
 
-def _compile(condition: Condition) -> tuple[Test, _Needs]:
-    """The tree as two functions. It comes through the door: no node is of two kinds and none is too deep."""
+def _compile(condition: Condition, wanted: bool, known: Callable[[], Facts]) -> tuple[Test, _Needs]:
+    """The tree as two functions; `wanted` says whether this node has to hold or, under a `not`, must not.
+
+    It comes through the door: no node is of two kinds and none is too deep.
+    """
     if condition.all_of is not UNSET:
-        every, needs = _compile_each(condition.all_of, True)
+        every, needs = _compile_each(condition.all_of, wanted, wanted, known)
         return (lambda basket, remaining: all(test(basket, remaining) for test in every)), needs
     if condition.any_of is not UNSET:
-        some, needs = _compile_each(condition.any_of, False)
+        some, needs = _compile_each(condition.any_of, wanted, not wanted, known)
         return (lambda basket, remaining: any(test(basket, remaining) for test in some)), needs
     if condition.negated is not UNSET:
-        negated, need = _compile(condition.negated)
-        return (
-            lambda basket, remaining: not negated(basket, remaining),
-            lambda basket, remaining, wanted: need(basket, remaining, not wanted),
-        )
-    return _compile_leaf(condition)
+        negated, needs = _compile(condition.negated, not wanted, known)
+        return (lambda basket, remaining: not negated(basket, remaining)), needs
+    return _compile_leaf(condition, wanted)
 
 
-def _compile_each(conditions: tuple[Condition, ...], conjunction: bool) -> tuple[list[Test], _Needs]:
-    """Their tests; and all that they need for an `all` that is to hold and an `any` that is not.
+def _compile_each(
+    conditions: tuple[Condition, ...], wanted: bool, every_one: bool, known: Callable[[], Facts]
+) -> tuple[list[Test], _Needs]:
+    """Their tests; and what they need where every one has to turn out as wanted, or where one of them is enough."""
+    compiled = [_compile(condition, wanted, known) for condition in conditions]
+    tests, each = [test for test, _ in compiled], [needs for _, needs in compiled]
+    if every_one:
+        return tests, lambda basket, remaining: [detail for needs in each for detail in needs(basket, remaining)]
 
-    Otherwise one of them is enough: of those that some order can meet the one with the fewest leaves to change.
-    """
-    compiled = [_compile(condition) for condition in conditions]
-    every = [needs for _, needs in compiled]
-    ways = [needs for needs, one in zip(every, conditions, strict=True) if possible(one, not conjunction)] or every
+    @cache
+    def ways() -> list[_Needs]:
+        """Those that an order can go which meets the rest of the tree; looked for when first asked."""
+        pairs = zip(conditions, each, strict=True)
+        return [needs for condition, needs in pairs if possible(condition, wanted, known())] or each
 
-    def needs(basket: Basket, remaining: int, wanted: bool) -> list[Detail]:
-        if wanted is conjunction:
-            return [detail for need in every for detail in need(basket, remaining, wanted)]
-        return min([need(basket, remaining, wanted) for need in ways], key=len)
-
-    return [test for test, _ in compiled], needs
+    return tests, lambda basket, remaining: min([needs(basket, remaining) for needs in ways()], key=len)
 
 
-def _compile_leaf(leaf: Condition) -> tuple[Test, _Needs]:
+def _compile_leaf(leaf: Condition, wanted: bool) -> tuple[Test, _Needs]:
     read = _reader(leaf)
     test = _leaf_test(leaf, read)
 
-    def needs(basket: Basket, remaining: int, wanted: bool) -> list[Detail]:
+    def needs(basket: Basket, remaining: int) -> list[Detail]:
         if test(basket, remaining) is wanted:
             return []
         return [leaf_detail(leaf, read(basket, remaining), basket.order.currency, wanted)]
@@ -173,13 +176,19 @@ def _membership(op: str, values: list[Any]) -> _Compare:
 
 
 def _containment(op: str, value: Any) -> _Compare:
-    wanted = [value] if op == "contains" else value
-    holds = any if op == "contains_any" else all
-    if all(isinstance(one, str) for one in wanted):
-        # text equals only text, so that the plain `in` is exact, and fast for segments
-        return lambda actual: isinstance(actual, list | tuple) and holds(one in actual for one in wanted)
+    values = [value] if op == "contains" else value
+    if all(isinstance(one, str) for one in values):
+        # text equals only text, so that a plain look-up is exact
+        texts = frozenset(values)
+        if op == "contains_any":
+            return lambda actual: isinstance(actual, list | tuple) and not texts.isdisjoint(actual)
+        return lambda actual: isinstance(actual, list | tuple) and texts.issubset(actual)
+    wanted = frozenset(map(key_of, values))
 
     def compare(actual: Any) -> bool:
-        return isinstance(actual, list | tuple) and holds(any(same(one, inner) for inner in actual) for one in wanted)
+        if not isinstance(actual, list | tuple):
+            return False
+        found = frozenset(map(key_of, actual))
+        return not wanted.isdisjoint(found) if op == "contains_any" else wanted <= found
 
     return compare

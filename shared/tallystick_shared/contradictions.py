@@ -7,17 +7,20 @@ signed voucher does not ask here: what was once published is not called wrong by
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from msgspec import UNSET
 
 from .checks import condition_nodes, plain_discounts
 from .discounts import percent_of, percent_text
-from .door import encode
+from .door import encode, shown
 from .errors import InvalidInput
 from .feasible import Facts, facts, possible
+from .money import CURRENCY_EXPONENTS, ORDER_TOTAL_MAX
 from .terms import (
     Bogo,
     BundlePrice,
+    Condition,
     Conditional,
     Fixed,
     FixedPrice,
@@ -31,7 +34,9 @@ from .terms import (
 )
 from .validity import OpeningHours, epoch_second
 
-CODE = "CONTRADICTION"
+CODE: Final = "CONTRADICTION"
+COMPARED_BYTES_MAX: Final = 64 * 1024
+"""Of JSON: the cases of a larger discount are not compared with each other, which takes the square of their number."""
 
 
 def refuse_contradictions(voucher: Voucher) -> None:
@@ -43,17 +48,18 @@ def refuse_contradictions(voucher: Voucher) -> None:
     _check_hours(voucher)
     for items, path in _selectors(voucher):
         _check_items(items, path)
-    known = _known(voucher)
-    whole = facts([voucher.when], known)
+    for node, path in _leaves(voucher):
+        _check_currencies(node, path)
+    whole = facts(voucher.when, _known(voucher))
     if not whole.possible:
         raise _contradiction("when", "can never hold: let no two of its conditions exclude each other")
     discount = voucher.discount
     if isinstance(discount, Tiered):
         _check_tiers(discount, whole)
     elif isinstance(discount, Conditional):
-        _check_cases(discount, voucher, known)
-    elif isinstance(discount, Percentage):
-        _check_cap(discount, whole.most.get("order.subtotal_minor"), "discount")
+        _check_cases(discount, whole, alone=voucher.when is None)
+    else:
+        _check_bounds(discount, whole, "discount")
 
 
 def _contradiction(path: str, text: str, was: object = None) -> InvalidInput:
@@ -127,6 +133,12 @@ def _selectors(voucher: Voucher) -> Iterator[tuple[Items, str]]:
     for discount, path in _plain(voucher):
         for items, inner in _own_items(discount):
             yield items, f"{path}.{inner}"
+    for node, path in _leaves(voucher):
+        if node.items is not UNSET:
+            yield node.items, f"{path}.items"
+
+
+def _leaves(voucher: Voucher) -> Iterator[tuple[Condition, str]]:
     conditions = [] if voucher.when is None else [(voucher.when, "when")]
     if isinstance(voucher.discount, Conditional):
         conditions += [
@@ -134,8 +146,17 @@ def _selectors(voucher: Voucher) -> Iterator[tuple[Items, str]]:
         ]
     for condition, path in conditions:
         for node, where, _ in condition_nodes(condition, path):
-            if node.items is not UNSET:
-                yield node.items, f"{where}.items"
+            if node.field is not UNSET:
+                yield node, where
+
+
+def _check_currencies(leaf: Condition, path: str) -> None:
+    if leaf.field != "order.currency" or leaf.op not in ("eq", "ne", "in", "not_in"):
+        return
+    for value in leaf.value if isinstance(leaf.value, list) else [leaf.value]:
+        if value not in CURRENCY_EXPONENTS:
+            text = "must be active currencies of ISO 4217, three capital letters each"
+            raise _contradiction(f"{path}.value", text, shown(value))
 
 
 def _check_items(items: Items, path: str) -> None:
@@ -148,19 +169,31 @@ def _check_items(items: Items, path: str) -> None:
             raise _contradiction(where, f"must not be a {kind} of {name} too: leave it out of one of them")
 
 
-def _never_both(one: Items | None, other: Items | None) -> bool:
-    """Whether no line can match both selectors, as far as their lists of ids show."""
-    if one is None or other is None:
-        return False
-    no_product = frozenset((*one.exclude_product_ids, *other.exclude_product_ids))
-    no_category = frozenset((*one.exclude_category_ids, *other.exclude_category_ids))
-    by_product = [
-        frozenset(items.product_ids) - no_product
-        for items in (one, other)
-        if items.product_ids or items.category_ids  # else every line that is not excluded, or by its attributes
-        if not items.attributes and no_category.issuperset(items.category_ids)
-    ]
-    return bool(by_product) and not frozenset.intersection(*by_product)
+class _Lists:
+    """The lists of a selector, to be looked up."""
+
+    def __init__(self, items: Items) -> None:
+        self.products, self.categories = frozenset(items.product_ids), frozenset(items.category_ids)
+        self.no_products, self.no_categories = (
+            frozenset(items.exclude_product_ids),
+            frozenset(items.exclude_category_ids),
+        )
+        self.by_id = bool(self.products or self.categories) and not items.attributes
+
+    def only_products(self, beside: _Lists) -> bool:
+        """Whether a line that matches both can match this one by its product alone."""
+        return self.by_id and self.categories <= (self.no_categories | beside.no_categories)
+
+    def never_with(self, other: _Lists) -> bool:
+        """Whether no line can match both selectors, as far as their lists of ids show."""
+        ours, theirs = self.only_products(other), other.only_products(self)
+        if ours and theirs:
+            return not any(
+                one not in self.no_products and one not in other.no_products for one in self.products & other.products
+            )
+        if ours:
+            return self.products <= (self.no_products | other.no_products)
+        return theirs and other.products <= (self.no_products | other.no_products)
 
 
 # Tiers, cases and caps.
@@ -169,6 +202,7 @@ def _never_both(one: Items | None, other: Items | None) -> bool:
 def _known(voucher: Voucher) -> Facts:
     """What an order must be like for the voucher to apply, whatever its conditions say."""
     known = Facts()
+    known.between("order.subtotal_minor", 0, ORDER_TOTAL_MAX)
     if voucher.currency is not None:
         known.only("order.currency", {("text", voucher.currency)})
     if voucher.limits.per_customer is not None:
@@ -177,10 +211,12 @@ def _known(voucher: Voucher) -> Facts:
 
 
 def _check_tiers(tiered: Tiered, whole: Facts) -> None:
-    by_amount = tiered.basis == "amount"
-    field = "order.subtotal_minor" if by_amount else "order.quantity"
-    least = whole.least.get(field, 0) if tiered.items is None or tiered.items == Items() else 0
-    most = whole.most.get(field)
+    by_amount, outer = tiered.basis == "amount", None if tiered.items is None else _Lists(tiered.items)
+    units = whole.most.get("order.quantity")
+    most = whole.most.get("order.subtotal_minor") if by_amount else units
+    # units of price 0 are counted by a condition and not by a tier, so that only the subtotal says where it begins
+    every_line = tiered.items is None or tiered.items == Items()
+    least = whole.least.get("order.subtotal_minor", 0) if by_amount and every_line else 0
     for index, tier in enumerate(tiered.tiers):
         path = f"discount.tiers[{index}]"
         last = tiered.tiers[index + 1].min - 1 if index + 1 < len(tiered.tiers) else None
@@ -193,22 +229,22 @@ def _check_tiers(tiered: Tiered, whole: Facts) -> None:
             raise _contradiction(path, text)
         highest = most if last is None else last if most is None else min(last, most)
         for items, inner in _own_items(tier.discount):
-            if _never_both(tiered.items, items):
+            if outer is not None and outer.never_with(_Lists(items)):
                 where = f"{path}.discount.{inner}"
                 raise _contradiction(where, "must have something in common with discount.items, or be left out")
         if by_amount and isinstance(tier.discount, Percentage):
             _check_cap(tier.discount, highest, f"{path}.discount")
-        elif not by_amount and highest is not None:
-            _check_units(tier.discount, highest, f"{path}.discount")
+        _check_units(tier.discount, units if by_amount else highest, f"{path}.discount")
 
 
-def _check_units(discount: PlainDiscount, most: int, path: str) -> None:
-    """Within a tier that ends at `most` units."""
+def _check_units(discount: PlainDiscount, most: int | None, path: str) -> None:
+    """`most` is the highest number of units that the discount can meet."""
+    if most is None:
+        return
     if isinstance(discount, BundlePrice) and discount.quantity > most:
-        text = f"must be at most {most}, the units with which this tier ends"
-        raise _contradiction(f"{path}.quantity", text, discount.quantity)
+        raise _contradiction(f"{path}.quantity", f"must be at most {most}, all that it can meet", discount.quantity)
     if isinstance(discount, Bogo) and discount.buy.quantity + discount.get.quantity > most:
-        text = f"must buy and get at most {most} units together, with which this tier ends"
+        text = f"must buy and get at most {most} units together, all that it can meet"
         raise _contradiction(path, text, discount.buy.quantity + discount.get.quantity)
 
 
@@ -223,24 +259,28 @@ def _check_cap(discount: Percentage, most: int | None, path: str) -> None:
         raise _contradiction(f"{path}.cap_minor", text, discount.cap_minor)
 
 
-def _check_cases(conditional: Conditional, voucher: Voucher, known: Facts) -> None:
-    seen: list[bytes] = []  # as JSON, because Python takes true for 1
+def _check_bounds(discount: PlainDiscount, known: Facts, path: str) -> None:
+    _check_units(discount, known.most.get("order.quantity"), path)
+    if isinstance(discount, Percentage):
+        _check_cap(discount, known.most.get("order.subtotal_minor"), path)
+
+
+def _check_cases(conditional: Conditional, whole: Facts, alone: bool) -> None:
+    small = len(encode(conditional)) <= COMPARED_BYTES_MAX
     for index, case in enumerate(conditional.cases):
         path = f"discount.cases[{index}]"
-        both = facts([voucher.when, case.when], known)
+        both = facts(case.when, whole)
         if not both.possible:
-            beside = "" if voucher.when is None else " beside the voucher's own when"
+            beside = "" if alone else " beside the voucher's own when"
             raise _contradiction(f"{path}.when", f"can never hold{beside}: change it, or leave the case out")
-        written = encode(case.when)
-        if written in seen:
-            raise _contradiction(
-                f"{path}.when", f"must differ from that of cases[{seen.index(written)}], which goes first"
-            )
-        seen.append(written)
+        itself = facts(case.when, Facts())
+        for earlier, other in enumerate(conditional.cases[:index] if small else ()):
+            if not possible(other.when, False, itself):
+                text = f"must not hold only where that of cases[{earlier}], which goes first, holds too"
+                raise _contradiction(f"{path}.when", f"{text}: put the narrower case before the wider one")
         rest = len(conditional.cases) > index + 1 or conditional.otherwise is not None
         if rest and not possible(case.when, False):
             raise _contradiction(
                 f"{path}.when", "always holds: nothing after it can apply, so put it last as otherwise"
             )
-        if isinstance(case.discount, Percentage):
-            _check_cap(case.discount, both.most.get("order.subtotal_minor"), f"{path}.discount")
+        _check_bounds(case.discount, both, f"{path}.discount")

@@ -12,10 +12,11 @@ from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET, structs
 
-from .checks import NUMBER_FIELDS, kind_of
+from .checks import NUMBER_FIELDS
 from .errors import one_line
 from .money import format_minor
 from .terms import Condition, Items
+from .values import kind_of
 
 Detail: TypeAlias = dict[str, Any]
 
@@ -44,8 +45,13 @@ def _name(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_name, value[:_NAMES_SHOWN]))}{', ...' if len(value) > _NAMES_SHOWN else ''}]"
-    text = format(value, "f") if isinstance(value, Decimal) else str(value)
+    text = format(value, "f") if isinstance(value, Decimal) else str(value) or '""'
     return text if len(text) <= _NAME_MAX else f"{text[: _NAME_MAX - 3]}..."
+
+
+def short(value: Any) -> Any:
+    """A value as it is, but of a list no more than its first five."""
+    return list(value[:IDS_SHOWN]) if isinstance(value, list | tuple) else value
 
 
 # Items.
@@ -57,6 +63,7 @@ def short_items(items: Items | None) -> Items | None:
         return None
     return structs.replace(
         items,
+        attributes={name: short(value) for name, value in list(items.attributes.items())[:IDS_SHOWN]},
         product_ids=items.product_ids[:IDS_SHOWN],
         category_ids=items.category_ids[:IDS_SHOWN],
         exclude_product_ids=items.exclude_product_ids[:IDS_SHOWN],
@@ -82,8 +89,9 @@ def items_text(items: Items | None) -> str:
         excludes.append(f"of product {named(items.exclude_product_ids)}")
     if items.exclude_category_ids:
         excludes.append(f"of category {named(items.exclude_category_ids)}")
-    text = " or ".join(includes)
-    return " ".join(part for part in (text, f"but not {' or '.join(excludes)}" if excludes else "") if part)
+    if not excludes:
+        return " or ".join(includes)
+    return f"{' or '.join(includes)}{' but ' if includes else ''}not {' or '.join(excludes)}"
 
 
 class Wanted:
@@ -100,8 +108,8 @@ class Wanted:
         return {name: items for name, items in pairs if items is not None}
 
     def text(self) -> str:
-        parts = [part for part in (items_text(self.items), items_text(self.within)) if part]
-        return " and ".join(parts)
+        parts = dict.fromkeys((items_text(self.items), items_text(self.within)))
+        return " and ".join(part for part in parts if part)
 
 
 def to_add(*wanted: tuple[int, Wanted], unit_price_minor: int | None = None, currency: str = "") -> Detail:
@@ -142,7 +150,7 @@ def to_change(leaves: Sequence[Detail]) -> Detail:
     first, *others = leaves
     if not others:
         return first
-    return {**first, "and": others, "message": sentence("; ".join(leaf["message"] for leaf in leaves))}
+    return {**first, "and": others[: IDS_SHOWN - 1], "message": sentence("; ".join(leaf["message"] for leaf in leaves))}
 
 
 _OPPOSITE: Final = {
@@ -179,10 +187,14 @@ _KINDS: Final = {"number": "a number", "text": "text", "bool": "true or false", 
 def leaf_detail(leaf: Condition, actual: Any, currency: str, wanted: bool) -> Detail:
     """For a leaf that has to turn out as `wanted`: field, what it was, and what it should have been."""
     op = leaf.op if wanted else f"not {leaf.op}"
-    detail: Detail = {"field": leaf.field, "expected": leaf.value, "actual": actual, "op": op}
-    short = short_items(leaf.items or None)
-    if short is not None:
-        detail["items"] = short
+    if leaf.field == "customer.id" and leaf.op != "exists":
+        # whom it is for is nobody else's business
+        message = "use another code: this one is for other customers"
+        return {"field": leaf.field, "actual": actual, "op": op, "message": message}
+    detail: Detail = {"field": leaf.field, "expected": short(leaf.value), "actual": short(actual), "op": op}
+    items = short_items(leaf.items or None)
+    if items is not None:
+        detail["items"] = items
     detail["message"] = sentence(_leaf_message(leaf, actual, currency, wanted))
     return detail
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -185,7 +186,9 @@ class Door:
             return self._decoder.decode(data)
         except msgspec.ValidationError as error:
             # read again without a shape: for what stood there, and because the rest may not even be JSON
-            raise _explained(str(error), _decoded(_ANYTHING, data)) from None
+            document = _decoded(_ANYTHING, data)
+            _refuse_repeated_keys(data)  # of a key given twice msgspec may mean the other one
+            raise _explained(str(error), document) from None
         except _UNREADABLE as error:
             raise _not_json(error) from None
 
@@ -212,8 +215,8 @@ def _refuse_repeated_keys(data: bytes | bytearray | memoryview | str) -> None:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise InvalidInput("", f"must not give the key {shown(twice)} twice in one object")
         return found
 
@@ -231,31 +234,38 @@ def _refuse_repeated_keys(data: bytes | bytearray | memoryview | str) -> None:
 def _dumped(value: object) -> bytes:
     """A plain Python document as JSON, so that there is one way in and not two."""
     try:
-        _refuse_unplain(value, "", 0)
-        return _ENCODER.encode(value)
+        return _ENCODER.encode(_plain(value, "", 0))
     except (UnicodeError, OverflowError, TypeError, ValueError, RecursionError):
         raise InvalidInput("", "must be a document that JSON can hold") from None
 
 
-def _refuse_unplain(value: object, path: str, depth: int) -> None:
+def _plain(value: object, path: str, depth: int) -> object:
+    """The value in the types that JSON knows, whatever subclass of them it came in."""
     if depth > _DEEPEST:
         raise InvalidInput("", f"must not be nested deeper than {_DEEPEST}")
     if isinstance(value, Mapping):
+        plain = {}
         for name, inner in value.items():
             if not isinstance(name, str):
                 raise InvalidInput(path, "must have text for keys", shown(name))
-            _refuse_unplain(inner, f"{path}.{name}" if path else name, depth + 1)
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            _refuse_unplain(inner, f"{path}[{index}]", depth + 1)
-    elif isinstance(value, float | Decimal):
-        if not Decimal(value).is_finite():
-            raise InvalidInput(path, "must be a finite number", str(value))
-    elif not (value is None or isinstance(value, str | int)):
+            plain[str(name)] = _plain(inner, f"{path}.{name}" if path else name, depth + 1)
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{path}[{index}]", depth + 1) for index, inner in enumerate(value)]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int):
+        if isinstance(value, kind):
+            return kind(value)
+    if not isinstance(value, float | Decimal):
         raise InvalidInput(path, "must be text, a number, true, false, null, a list or an object", shown(value))
+    if not isfinite(value):
+        raise InvalidInput(path, "must be a finite number", str(value))
+    return float(value) if isinstance(value, float) else Decimal(value)
 
 
-_MESSAGE: Final = re.compile(r"(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
+# the last of what looks like a path, for the text before it may quote anything that was sent
+_MESSAGE: Final = re.compile(r"(?P<text>.*) - at `\$(?P<path>(?:\.[a-z_]+|\[(?:\d+|\.\.\.)\])*)`", re.DOTALL)
 _GOT: Final = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
 _BOUND: Final = re.compile(r"Expected `(?P<kind>\w+)`(?P<length> of length)? (?P<sign>>=|<=) (?P<bound>-?\d+)")
 _FIELD: Final = re.compile(r"Object (?:contains unknown field|missing required field) `(?P<name>.*)`", re.DOTALL)
@@ -264,8 +274,9 @@ _FIELD: Final = re.compile(r"Object (?:contains unknown field|missing required f
 def _explained(message: str, document: Any) -> InvalidInput:
     """msgspec's sentence as path, expectation and what was there."""
     parts = _MESSAGE.fullmatch(message)
-    assert parts is not None  # the pattern takes any text
-    text, path = parts["text"], (parts["path"] or "").removeprefix(".")
+    text, path = (parts["text"], parts["path"].removeprefix(".")) if parts is not None else (message, "")
+    if text.startswith("Object contains unknown field") and not text.endswith("`"):
+        text, path = message, ""  # it is all the name of a field
     if field := _FIELD.fullmatch(text):
         name = field["name"]
         whole = f"{path}.{name}" if path else name
@@ -273,6 +284,8 @@ def _explained(message: str, document: Any) -> InvalidInput:
             return InvalidInput(whole if len(name) <= _SHOWN else path, "is not a field here", None)
         return InvalidInput(whole, "is required")
     was = _value_at(path, document)
+    if text == "Expected `str`":
+        return InvalidInput(path, f"must be {_choices(path)}", was)
     if got := _GOT.fullmatch(text):
         wanted = " or ".join(_TYPES.get(kind, kind) for kind in got["wanted"].split(" | "))
         return InvalidInput(path, f"must be {wanted}", was)
@@ -300,7 +313,9 @@ def _choices(path: str) -> str:
 def _value_at(path: str, value: Any) -> str | None:
     """What stands at a path of msgspec's, shown; None where the path goes through a key that msgspec did not name."""
     for index, name in re.findall(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)", path):
-        if index == "...":
+        key: int | str = int(index) if index.isdigit() else name
+        held = len(value) > key if isinstance(value, list) and isinstance(key, int) else False
+        if not held and not (isinstance(value, dict) and key in value):
             return None
-        value = value[int(index)] if index else value[name]
+        value = value[key]
     return shown(value)

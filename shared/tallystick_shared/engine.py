@@ -26,6 +26,7 @@ from .results import (
     Result,
     ResultLine,
     best_json,
+    brief,
     qualified_json,
     result_json,
 )
@@ -35,8 +36,8 @@ from .validity import TZDATA_VERSION, epoch_second
 
 __all__ = [
     "ENGINE_VERSION", "Allowance", "Applied", "Best", "CompiledVoucher", "Qualified", "Reason", "Refused", "Result",
-    "ResultLine", "Usage", "best", "best_json", "compile_voucher", "evaluate", "max_discount_minor", "qualified_json",
-    "qualify", "refund_minor", "result_json",
+    "ResultLine", "Usage", "best", "best_json", "brief", "compile_voucher", "evaluate", "max_discount_minor",
+    "qualified_json", "qualify", "refund_minor", "result_json",
 ]  # fmt: skip
 
 RULES_VERSION: Final = "2"

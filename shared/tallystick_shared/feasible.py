@@ -5,20 +5,22 @@ What is said here to be impossible is impossible; not everything impossible is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 from msgspec import UNSET
 
-from .checks import NUMBER_FIELDS, TEXT_FIELDS, kind_of
+from .checks import NUMBER_FIELDS, TEXT_FIELDS
 from .door import encode
 from .terms import Condition, Items
+from .values import key_of, kind_of
 
 _Wanted: TypeAlias = tuple[Condition, bool]
 """A node, and whether it has to hold or must not."""
 _OPPOSITE: Final = {"gt": "lte", "gte": "lt", "lt": "gte", "lte": "gt", "eq": "ne", "ne": "eq"}
 _SUBTOTAL: Final = "order.subtotal_minor"
 _QUANTITY: Final = "order.quantity"
+_LOWEST: Final = -(10**30)
 _ALWAYS_THERE: Final = NUMBER_FIELDS | {"order.currency"}
 
 
@@ -84,7 +86,7 @@ class Facts:
             self._unequal.setdefault(field, set()).update(value if isinstance(value, list) else [value])
 
     def _add_members(self, field: str, op: str, values: list[Any], wanted: bool) -> None:
-        keys = {_key(value) for value in values}
+        keys = {key_of(value) for value in values}
         if wanted:
             self.there(field, True)
             if op != "contains_any" or len(keys) == 1:
@@ -93,24 +95,31 @@ class Facts:
             self._lacks.setdefault(field, set()).update(keys)
 
     def _add_value(self, field: str, op: str, value: Any, wanted: bool, any_kind: bool) -> None:
-        keys = {_key(one) for one in (value if op in ("in", "not_in") else [value])}
+        keys = {key_of(one) for one in (value if op in ("in", "not_in") else [value])}
         if (op in ("eq", "in") and wanted) or (op in ("ne", "not_in") and not wanted and not any_kind):
             self.only(field, keys)
         elif (op in ("eq", "in") and not wanted) or (op in ("ne", "not_in") and wanted):
             self._unequal.setdefault(field, set()).update(keys)
         elif wanted or op in ("ne", "not_in"):  # an ordering holds only of what is there
             self.there(field, True)
+        if wanted and op not in ("ne", "not_in", "in") and kind_of(value) == "number":
+            # no closer, for between two numbers that are not whole there is always another
+            self.between(field, None if op in ("lt", "lte") else value, None if op in ("gt", "gte") else value)
 
     def settle(self) -> bool:
         """Whether the facts go together."""
         for field in {*self.least, *self.most}:
             most = self._most(field)
-            self.possible &= most is None or most >= max(0, self.least.get(field, 0))
+            self.possible &= most is None or most >= self._least(field)
         for field in self._equal:
             self.possible &= any(map(self._within(field), self._equal[field] - self._unequal.get(field, set())))
         for field, values in self._has.items():
             self.possible &= values.isdisjoint(self._lacks.get(field, ()))
         return self.possible
+
+    def _least(self, field: str) -> int:
+        """What an order counts is never below 0; an attribute can be."""
+        return max(_LOWEST if ".attributes." in field else 0, self.least.get(field, _LOWEST))
 
     def _most(self, field: str) -> int | None:
         """Some of the items are never more than the whole order."""
@@ -120,15 +129,8 @@ class Facts:
         return min((bound for bound in bounds if bound is not None), default=None)
 
     def _within(self, field: str) -> Callable[[Any], bool]:
-        least, most = max(0, self.least.get(field, 0)), self._most(field)
+        least, most = self._least(field), self._most(field)
         return lambda one: not isinstance(one, int) or (one >= least and (most is None or one <= most))
-
-
-def _key(value: Any) -> Any:
-    """Equal for values that conditions hold to be equal: 1 is 1.0 and neither true nor "1"."""
-    if isinstance(value, list | tuple):
-        return "list", tuple(map(_key, value))
-    return kind_of(value), value
 
 
 def _name(leaf: Condition) -> str:
@@ -145,14 +147,14 @@ def _name(leaf: Condition) -> str:
     return f"{leaf.field} {encode(leaf.items).decode()}"
 
 
-def facts(conditions: Sequence[Condition | None], known: Facts | None = None) -> Facts:
-    """What an order is like that meets all of the conditions, and what is known of it besides."""
-    return _gathered([(condition, True) for condition in conditions if condition is not None], known or Facts())
+def facts(condition: Condition | None, known: Facts) -> Facts:
+    """What an order is like that meets the condition, and of which that much is known."""
+    return _gathered([] if condition is None else [(condition, True)], known)
 
 
-def possible(condition: Condition, holds: bool = True) -> bool:
+def possible(condition: Condition, holds: bool = True, known: Facts | None = None) -> bool:
     """Whether it can hold of an order, or not hold, as far as that can be seen."""
-    return _gathered([(condition, holds)], Facts()).possible
+    return _gathered([(condition, holds)], known or Facts()).possible
 
 
 def _gathered(wanted: list[_Wanted], known: Facts) -> Facts:

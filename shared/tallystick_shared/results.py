@@ -118,6 +118,22 @@ class Result(msgspec.Struct, frozen=True):
     refused: tuple[Refused, ...]
 
 
+DETAILS_BYTES_MAX: Final = 8 * 1024
+
+
+def brief(result: Result) -> Result:
+    """The result as a journal keeps it: what codes that were not applied would have needed must not cost a sale.
+
+    Details of more than 8 KiB of JSON together are kept by their messages, and if these are too long not at all.
+    """
+    if len(encode(result.refused)) <= DETAILS_BYTES_MAX:
+        return result
+    refused = [Refused(one.code, one.reason, {"message": one.detail.get("message", "")}) for one in result.refused]
+    if len(encode(refused)) > DETAILS_BYTES_MAX:
+        refused = [Refused(one.code, one.reason, {}) for one in result.refused]
+    return msgspec.structs.replace(result, refused=tuple(refused))
+
+
 class Best(msgspec.Struct, frozen=True):
     """The combination that saves the customer most: goods plus shipping, in minor units.
 

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from operator import attrgetter, sub
 from typing import Any, Final
 
 from .basket import WHOLE, Basket, Standing
 from .compiled import CompiledVoucher
-from .details import Detail, sentence, to_change, without
+from .details import Detail, sentence, short, to_change, without
 from .discounts import Lane, Part, Take, percent_text
 from .money import format_minor
 from .results import Allowance, Applied, Reason, Refusal, Refused, Result, ResultLine
@@ -22,6 +22,8 @@ from .validity import DAYS
 _SHIPPING: Final = int(Lane.SHIPPING)  # compared for each voucher of each order: no look-up in the enumeration
 _GIFT_CARD: Final = int(Lane.GIFT_CARD)
 _NO_USAGE: Final = Usage()
+CODES_MAX: Final = 20
+"""How many codes a detail names at most."""
 
 
 class Candidate:
@@ -142,13 +144,14 @@ def _clock(moment: datetime | None) -> str:
 def _until_it_opens(compiled: CompiledVoucher, second: int) -> Detail:
     voucher = compiled.voucher
     assert compiled.hours is not None
+    windows = short(voucher.hours)
     found = compiled.hours.next_opening(second)
     if found is None or (voucher.valid_until is not None and found[0] > voucher.valid_until):
-        return {"hours": voucher.hours, "message": "use another code: it is not open again before it expires"}
+        return {"hours": windows, "message": "use another code: it is not open again before it expires"}
     opens_at, zone_name = found
     # not %a, which speaks the language of the host process
     message = f"come back on {DAYS[opens_at.weekday()]} {opens_at:%Y-%m-%d at %H:%M} ({zone_name})"
-    return {"hours": voucher.hours, "opens_at": opens_at, "message": message}
+    return {"hours": windows, "opens_at": opens_at, "message": message}
 
 
 def _refused_by_use(run: Run, compiled: CompiledVoucher) -> Refusal | None:
@@ -321,7 +324,9 @@ def apply(run: Run, candidate: Candidate) -> None:
 def _after_others(run: Run, reason: Reason, detail: Detail) -> Detail:
     """It would apply alone, so that others came before it: what helps is to leave these out."""
     codes = [applied.code for applied in run.applied]
-    text = without(codes)
+    # those that one of them beat would come in its place
+    codes += [beaten.code for _, beaten in run.refused if beaten.detail.get("conflicts_with") in codes]
+    text, codes = without(codes), codes[:CODES_MAX]
     if reason is Reason.CONDITION_NOT_MET:
         # not how much more to spend: what the others take grows with the order
         goods = format_minor(run.standing.goods, run.basket.order.currency)
@@ -359,22 +364,3 @@ def result(run: Run) -> Result:
         tuple(run.applied),
         tuple([refused for _, refused in run.refused]),
     )
-
-
-def conflict(one: Candidate, other: Candidate) -> bool:
-    """Whether stacking forbids the two together. Neither is a gift card, which conflicts with nothing."""
-    if one.compiled.exclusive or other.compiled.exclusive:
-        return True
-    return one.compiled.group is not None and one.compiled.group == other.compiled.group
-
-
-def sets_without_conflict(candidates: Sequence[Candidate]) -> int:
-    """How many sets of them, the empty one included, hold no two that conflict; those of one exclusive not counted."""
-    groups: dict[str | None, int] = {}
-    for candidate in candidates:
-        if not candidate.compiled.exclusive:
-            groups[candidate.compiled.group] = groups.get(candidate.compiled.group, 0) + 1
-    sets = 1 << groups.pop(None, 0)
-    for size in groups.values():
-        sets *= size + 1
-    return sets

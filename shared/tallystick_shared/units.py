@@ -222,5 +222,6 @@ class BuyAndGet:
         given = self._given(basket.quantities, selection, self._applications(basket.quantities, buy, get, buyable))
         price, least = sum(basket.prices[index] * count for index, count in given.items()), least_for_one(self.rate)
         currency = basket.order.currency
-        text = f"the units it gives cost {format_minor(price, currency)}, and it takes {format_minor(least, currency)}"
-        return {"given_minor": price, "expected_minor": least, "message": sentence(f"{text} to give anything")}
+        text = f"use it on dearer units: those it gives cost {format_minor(price, currency)}"
+        text += f", and of less than {format_minor(least, currency)} it gives nothing"
+        return {"given_minor": price, "expected_minor": least, "message": sentence(text)}

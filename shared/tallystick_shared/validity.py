@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from functools import cache, lru_cache
 from importlib import resources
+from operator import itemgetter
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -83,17 +84,21 @@ class _Window:
             return self.opens <= minute < self.closes and day in self.days
         return (minute >= self.opens and day in self.days) or (minute < self.closes and (day - 1) % 7 in self.days)
 
-    def openings(self, second: int) -> Iterator[int]:
-        """The moments in the two weeks after a second at which it can open: by the clock, or because the clock jumps.
+    def next_opening(self, second: int) -> int | None:
+        """The first moment after a second at which it opens: by the clock, or because the clock jumps.
 
-        Two weeks, because a window on one day of the week can fall into the hour that is skipped that day.
+        Two weeks ahead, because a window on one day of the week can fall into the hour that is skipped that day.
         """
         today = (_EPOCH + timedelta(seconds=second)).astimezone(self.zone).date()
         for days in range(-1, 16):
             midnight = datetime.combine(today + timedelta(days=days), time(), self.zone)
             opens = midnight.replace(hour=self.opens // 60, minute=self.opens % 60)
-            yield from {_second(opens), _second(opens.replace(fold=1))}
-            yield from self._jumps(_second(midnight), _second(midnight + timedelta(days=1)))
+            moments = {_second(opens), _second(opens.replace(fold=1))}
+            moments.update(self._jumps(_second(midnight), _second(midnight + timedelta(days=1))))
+            for moment in sorted(moments):
+                if moment > second and self.is_open(moment):
+                    return moment
+        return None
 
     def _jumps(self, start: int, end: int) -> Iterator[int]:
         """The second at which the zone's offset changes, where it does between the two."""
@@ -130,16 +135,18 @@ class OpeningHours:
 
     def next_opening(self, second: int) -> tuple[datetime, str] | None:
         """The first moment after an epoch second at which it opens, on the wall clock of the window, and its zone."""
-        found = [
-            (opening, window.zone, window.name)
-            for window in self._windows
-            for opening in window.openings(second)
-            if opening > second and window.is_open(opening)
-        ]
-        if not found:
+        found = [(window.next_opening(second), window) for window in self._windows]
+        opening, window = min(
+            ((moment, window) for moment, window in found if moment is not None),
+            key=itemgetter(0),
+            default=(None, None),
+        )
+        if opening is None or window is None:
             return None
-        opening, place, name = min(found, key=lambda entry: entry[0])
-        return (_EPOCH + timedelta(seconds=opening)).astimezone(place), name
+        local = (_EPOCH + timedelta(seconds=opening)).astimezone(window.zone)
+        offset = local.utcoffset()
+        # an offset of old, with seconds in it, is none that JSON can hold
+        return (local.astimezone(UTC) if offset is None or offset.seconds % 60 else local), window.name
 
 
 def _second(moment: datetime) -> int:

@@ -179,6 +179,27 @@ def test_an_order_too_large_for_the_journal_is_refused_whole(leased: Till, shop:
     assert dump(shop) == before
 
 
+def test_codes_that_were_refused_never_cost_a_sale(shop: Shop) -> None:
+    """Thirty refused vouchers with long details beside a good one: the sale is kept, its receipt says all."""
+    text = "x" * 240
+    values = [f"{number}{text}" for number in range(200)]
+    whens = [{"field": f"order.attributes.{name}", "op": "in", "value": values} for name in "abcde"]
+    bad = [{**ALSO, "code": f"BAD{number}", "when": {"all": whens}} for number in range(30)]
+    shop.server.publish(ALSO, *bad)
+    till = shop.enroll()
+    shop.offline()
+    codes = ["ALSO", *(str(one["code"]) for one in bad)]
+    receipt = till.redeem(order(1000), codes)
+    assert receipt.redeemed
+    assert [applied.code for applied in receipt.result.applied] == ["ALSO"]
+    assert len(result_json(receipt.result)) > 64 * 1024
+    again = till.redeem(order(1000), codes, id=receipt.id)
+    assert (again.id, again.result.applied) == (receipt.id, receipt.result.applied)
+    assert [(one.code, one.reason) for one in again.result.refused] == [
+        (one.code, one.reason) for one in receipt.result.refused
+    ]
+
+
 def test_nothing_applied_writes_nothing_but_the_want(till: Till, shop: Shop) -> None:
     """A refusal leaves the journal as it was; one for want of a lease is told to the server with the next sync."""
     before = dump(shop)

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.shared.build import Doc, document, fixed, line, order, percentage, run, voucher
+from tallystick_shared.engine import compile_voucher, evaluate, result_json
+from tallystick_shared.model import parse_voucher, voucher_json
+from tests.shared.build import NOON, Doc, document, fixed, line, order, percentage, run, voucher
 
 CUSTOMER: Doc = {
     "id": "c1",
@@ -202,6 +204,61 @@ def test_a_detail_names_every_leaf_of_the_easiest_way() -> None:
     }
 
 
+def test_the_way_that_a_detail_names_can_be_gone() -> None:
+    """A branch that the rest of the tree, or the voucher's own `when`, rules out is not what is asked for."""
+    spend_more, web = leaf("order.subtotal_minor", "gte", 10_000), leaf("order.channel", "eq", "web")
+    little = leaf("order.subtotal_minor", "lt", 5000)
+    when = {"all": [{"any": [spend_more, web]}, little]}
+    message = "the channel must be web"
+    [refused] = run(order(1000), voucher(fixed(1), when=when)).refused
+    assert refused.detail["message"] == message
+    cases = [{"when": {"any": [spend_more, web]}, "discount": fixed(1)}]
+    [refused] = run(order(1000), voucher({"type": "conditional", "cases": cases}, when=little)).refused
+    assert refused.detail["message"] == message
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        leaf("customer.id", "in", ["ann", "bob"]),
+        leaf("customer.id", "eq", "ann"),
+        {"not": leaf("customer.id", "not_in", ["ann", "bob"])},
+        {"not": leaf("customer.id", "ne", "ann")},
+    ],
+)
+def test_a_detail_names_no_other_customer(when: Doc) -> None:
+    """Whom a voucher is for is not told to whoever types its code."""
+    [refused] = run(order(1000, customer={"id": "eve"}), voucher(fixed(1), when=when)).refused
+    assert refused.detail["message"] == "use another code: this one is for other customers"
+    assert (refused.detail["actual"], "expected" in refused.detail) == ("eve", False)
+
+
+def test_what_is_done_to_a_detail_changes_no_voucher() -> None:
+    """Lists in it are copies: the voucher stays as it was signed, the order as it was given."""
+    segments = ["old"]
+    when = leaf("customer.segments", "contains_all", ["a", "b"])
+    compiled = compile_voucher(parse_voucher(voucher(percentage(1), when=when)))
+    of = order(1000, customer={"segments": segments})
+    [refused] = evaluate(of, [compiled], at=NOON).refused
+    refused.detail["expected"].pop()
+    refused.detail["actual"].append("a")
+    assert evaluate(of, [compiled], at=NOON).refused[0].detail["expected"] == ["a", "b"]
+    assert b'["a","b"]' in voucher_json(compiled.voucher)
+
+
+def test_a_detail_holds_no_long_lists() -> None:
+    """Of what was expected and what was there the first five, of the leaves five, of selectors' attributes five."""
+    customer = {"segments": [f"segment {number}" for number in range(1000)]}
+    values = [f"other {number}" for number in range(1000)]
+    attributes = {f"name {number}": ["x" * 200] * 1000 for number in range(100)}
+    leaves = [leaf("customer.segments", "contains_any", values) for _ in range(60)]
+    leaves.append(leaf("items.quantity", "gt", 0, items={"attributes": attributes}))
+    result = run(order(1000, customer=customer), voucher(fixed(1), when={"all": leaves}))
+    assert len(result_json(result)) < 2500
+    [last] = run(order(1000), voucher(fixed(1, items={"attributes": attributes}))).refused
+    assert len(str(last.detail)) < 8000
+
+
 def test_a_detail_stays_small_whatever_the_voucher_lists() -> None:
     """The first five of each list, and a message of one line of at most 200 characters."""
     many = {"product_ids": [f"a\nproduct of a very long name {number}" for number in range(9_000)]}
@@ -212,5 +269,5 @@ def test_a_detail_stays_small_whatever_the_voucher_lists() -> None:
     assert "\n" not in detail["message"]
     [refused] = document(run(order(300), voucher(fixed(1, items=many))))["refused"]
     assert refused["detail"]["message"].endswith(
-        "0, a\\u000aproduct of a very long name 1, a\\u000aproduct of a very long name 2 or 8997 more"
+        "0, a\\x0aproduct of a very long name 1, a\\x0aproduct of a very long name 2 or 8997 more"
     )

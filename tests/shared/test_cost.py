@@ -79,6 +79,13 @@ def test_lines_cost_in_proportion(discount: Doc) -> None:
     assert cost(many, voucher) <= cost(few, voucher) * 10.5
 
 
+def test_values_and_segments_are_looked_up_and_not_compared_in_pairs() -> None:
+    """A thousand values against a thousand: a few calls for each value, not a million."""
+    of = order(100, customer={"attributes": {"n": list(range(1000))}})
+    when = {"field": "customer.attributes.n", "op": "contains_any", "value": [*range(1000, 1999), 5]}
+    assert cost(of, compiled(percentage(5), when=when)) < 20_000
+
+
 def test_vouchers_cost_in_proportion() -> None:
     """Eight times the vouchers cost at most eight times as much."""
     of = order(*(line(10_000, 2) for _ in range(20)))

@@ -166,6 +166,21 @@ def test_a_condition_is_checked_again_at_its_turn() -> None:
     assert (detail["after"], detail["message"]) == (["A"], "leave out A: with it the goods come to 15.00")
 
 
+def test_what_to_leave_out_includes_what_would_come_in_its_place() -> None:
+    """A beats B of its group; without A alone B would apply, and V still not."""
+    needs = {"field": "order.remaining_minor", "op": "gte", "value": 800}
+    group = {"group": "g"}
+    vouchers = [
+        stackable(fixed(300, per="line"), "A", stacking=group),
+        stackable(fixed(250, per="line"), "B", stacking=group),
+        stackable(fixed(100), "V", when=needs, priority=-5),
+    ]
+    [_, refused] = run(order(1000), *vouchers).refused
+    assert (refused.code, refused.detail["after"]) == ("V", ["A", "B"])
+    assert refused.detail["message"] == "leave out A and B: with them the goods come to 7.00"
+    assert taken(run(order(1000), *vouchers, codes=["V"])) == {"V": 100}
+
+
 def test_what_was_beaten_stays_beaten() -> None:
     """The winner of a group fails at its turn; the one it beat is not taken instead."""
     needs = {"field": "order.remaining_minor", "op": "gte", "value": 1600}

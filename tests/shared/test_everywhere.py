@@ -27,7 +27,7 @@ def requests() -> bytes:
     documents = [cases.document(seed) for seed in SEEDS]
     for path in sorted(VECTORS.glob("*.json")):
         documents += [vector["input"] for vector in json.loads(path.read_bytes())["vectors"]]
-    lines = [json.dumps(document) for document in documents if not isinstance(document, str)]
+    lines = [json.dumps(document) for document in documents]
     return "\n".join([*lines, '{"order": 1}', '{"at": "\\u202e"}', "[", ""]).encode()
 
 
@@ -87,7 +87,7 @@ def test_every_python_agrees(here: str, requests: bytes, tmp_path: Path) -> None
     needs = [f"{name}=={version(name)}" for name in ("msgspec", "tzdata")]
     for name, python in sorted(pythons.items()):
         place = tmp_path / name
-        commands = [
+        commands: list[list[str | Path]] = [
             [uv, "venv", "--quiet", "--python", python, place],
             [uv, "pip", "install", "--quiet", "--no-deps", "--python", place / "bin" / "python", *needs],
         ]

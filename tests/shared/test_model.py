@@ -6,7 +6,10 @@ import decimal
 import gzip
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import IntEnum, StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -14,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tallystick_shared.engine import evaluate
 from tallystick_shared.errors import InvalidInput
 from tallystick_shared.model import (
     Order,
@@ -702,3 +706,70 @@ def test_the_replay_data_is_read() -> None:
     with gzip.open(DATA / "orders.ndjson.gz") as rows:
         orders = [parse_order(json.loads(row)["order"]) for _, row in zip(range(1000), rows, strict=False)]
     assert all(isinstance(order, Order) for order in orders)
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [
+        (b'{"lines":[{"id":1}],"lines":[]}', "lines"),
+        (b'{"customer":{"id":5},"customer":null}', "customer"),
+        (b'{"lines":5,"lines":[]}', "lines"),
+    ],
+)
+def test_a_key_given_twice_is_named_whatever_else_is_wrong(raw: bytes, key: str) -> None:
+    """What stands at the path may be the other of the two, and is not described."""
+    with pytest.raises(InvalidInput, match=f'must not give the key "{key}" twice'):
+        parse_order(raw)
+
+
+def test_any_mapping_and_any_kind_of_text_and_number_is_read() -> None:
+    """Read-only mappings, enumerations and other subclasses count as what they are."""
+
+    class Kind(StrEnum):
+        SHIPPING = "shipping"
+
+    class Percents(IntEnum):
+        TEN = 10
+
+    document = MappingProxyType(
+        {"code": "A", "discount": MappingProxyType({"type": Kind.SHIPPING, "percent": Percents.TEN})}
+    )
+    assert voucher_json(parse_voucher(document)) == b'{"code":"A","discount":{"type":"shipping","percent":10}}'
+
+
+def test_codes_that_are_no_text_are_refused() -> None:
+    """Also from a program without types."""
+    codes: Any = [None]
+    with pytest.raises(InvalidInput, match=r"codes\[0\]: must be a code, as text"):
+        evaluate(parse_order({"id": "o", "currency": "EUR", "lines": []}), [], codes, at=datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({"status": "a - at `$.foo"}, "status"),
+        ({"a - at `$.lines[5]": 1}, "a - at `$.lines[5]"),
+        ({"a - at `$.code": 1}, "a - at `$.code"),
+        ({"a` - at `$.code.x": 1}, None),
+        ({"discount": {"type": "a - at `$.foo[3]`"}}, "discount.type"),
+        ({"discount": {"type": 5}}, "discount.type"),
+        ({"discount": {"type": "shipping", "x - at `$.y": 1}}, "discount.x - at `$.y"),
+    ],
+)
+def test_what_was_sent_is_never_taken_for_a_path(document: Doc, path: str | None) -> None:
+    """Whatever a name or a value quotes, the error is one, and names the field that is wrong."""
+    error = refusal(parse_voucher, {"code": "A", "discount": {"type": "shipping"}, **document})
+    assert "Expected" not in error.expected
+    if path is not None:
+        assert error.path == path
+
+
+def test_metadata_is_nested_to_a_fixed_depth() -> None:
+    """The same for every caller, however deep in the stack it stands."""
+    good: Any = 1
+    for _ in range(31):
+        good = [good]
+    document = {"code": "A", "discount": {"type": "shipping"}}
+    assert parse_voucher(json.dumps({**document, "metadata": {"a": good}}))
+    error = refusal(parse_voucher, json.dumps({**document, "metadata": {"a": [good]}}))
+    assert (error.path, error.expected) == ("metadata", "must not be nested deeper than 32")
