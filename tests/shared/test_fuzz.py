@@ -39,7 +39,7 @@ ANYTHING = st.recursive(
 )
 
 
-def voucher_or_error(raw: Any) -> None:
+def check_voucher_or_error(raw: Any) -> None:
     """A voucher that can be written, read, compiled and applied, or one sentence; nothing else."""
     try:
         voucher = parse_voucher(raw, default_currency="EUR")
@@ -68,17 +68,17 @@ def check_sentence(error: InvalidInput) -> None:
 @MANY
 def test_any_bytes_are_a_voucher_or_an_error(raw: bytes | str) -> None:
     """Bytes that are no JSON, no UTF-8 or no object are refused in one sentence."""
-    voucher_or_error(raw)
+    check_voucher_or_error(raw)
 
 
 @given(ANYTHING)
 @MANY
 def test_any_json_is_a_voucher_or_an_error(document: Any) -> None:
     """Any document of any shape, given as text and as Python objects, alone and in the place of each part."""
-    voucher_or_error(json.dumps(document))
+    check_voucher_or_error(json.dumps(document))
     for whole in ({"code": "A", "discount": document}, {"code": document, "discount": {"type": "shipping"}}):
-        voucher_or_error(json.dumps(whole))
-        voucher_or_error(whole)
+        check_voucher_or_error(json.dumps(whole))
+        check_voucher_or_error(whole)
     for read in (parse_order, parse_request):
         try:
             read(json.dumps(document))
@@ -132,4 +132,4 @@ def test_a_good_document_made_strange_is_taken_or_refused(seed: int, strange: An
         compiled = [compile_voucher(voucher) for voucher in request.vouchers]
         assert evaluate(request.order, compiled, request.codes, at=request.at, usage=request.usage)
     for voucher in good["vouchers"]:
-        voucher_or_error(json.dumps(changed(voucher, strange, chance)))
+        check_voucher_or_error(json.dumps(changed(voucher, strange, chance)))
