@@ -52,7 +52,7 @@ def refuse_contradictions(voucher: Voucher) -> None:
         _check_currencies(node, path)
     whole = facts(voucher.when, _known(voucher))
     if not whole.possible:
-        raise _contradiction("when", "can never hold: let no two of its conditions exclude each other")
+        raise _contradiction("when", _why_never(voucher))
     discount = voucher.discount
     if isinstance(discount, Tiered):
         _check_tiers(discount, whole)
@@ -60,6 +60,14 @@ def refuse_contradictions(voucher: Voucher) -> None:
         _check_cases(discount, whole, alone=voucher.when is None)
     else:
         _check_bounds(discount, whole, "discount")
+
+
+def _why_never(voucher: Voucher) -> str:
+    if voucher.when is None or not possible(voucher.when):
+        return "can never hold: let no two of its conditions exclude each other"
+    beside = [] if voucher.currency is None else [f"the voucher's currency {voucher.currency}"]
+    beside += [] if voucher.limits.per_customer is None else ["limits.per_customer, which needs a customer"]
+    return f"can never hold beside {' and '.join(beside)}: change one of them"
 
 
 def _contradiction(path: str, text: str, was: object = None) -> InvalidInput:

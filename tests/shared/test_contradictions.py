@@ -228,6 +228,16 @@ def test_a_condition_that_no_order_meets_is_refused(when: Doc) -> None:
         parse_voucher(voucher(fixed(1), when=when, currency="EUR", limits={"per_customer": 1}))
 
 
+def test_what_a_condition_contradicts_is_named() -> None:
+    """The currency that was filled in, or the limit that needs a customer."""
+    pounds = voucher(fixed(1), when=leaf("order.currency", "eq", "GBP"))
+    with pytest.raises(InvalidInput, match="can never hold beside the voucher's currency EUR: change one of them"):
+        parse_voucher(pounds, default_currency="EUR")
+    unknown = voucher(percentage(1), when=leaf("customer.id", "exists", False), limits={"per_customer": 1})
+    with pytest.raises(InvalidInput, match=r"beside limits\.per_customer, which needs a customer: change"):
+        parse_voucher(unknown)
+
+
 @pytest.mark.parametrize("when", MAY)
 def test_a_condition_that_some_order_meets_is_taken(when: Doc) -> None:
     """Nothing is called a contradiction that is none."""
