@@ -14,17 +14,17 @@ def main() -> None:
     """Runs the command line and exits."""
     try:
         from tallystick_client.cli import run
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        say("the command line needs two more packages: pip install 'tallystick-client[cli]'", "NO_CLI")
-        sys.exit(MISUSE)
-    try:
+
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except TallystickError as error:
         say(str(error), error.code)
         code = exit_code(error)
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        say("the command line needs two more packages: pip install 'tallystick-client[cli]'", "NO_CLI")
+        code = MISUSE
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:

@@ -105,6 +105,13 @@ class LineReader:
             self._buffer[:] = chunk  # what it held was blank
         return True
 
+    def waits(self) -> bool:
+        """Whether the writer has said nothing more for a moment and has not ended."""
+        if self._buffer.strip():
+            return False
+        ready, _, _ = select.select([self._descriptor], [], [], _PATIENCE_S)
+        return not ready
+
     def _line(self) -> bytes | None:
         buffer, searched = self._buffer, 0
         while (end := buffer.find(b"\n", searched)) < 0:
@@ -192,7 +199,11 @@ def _opening(reader: LineReader) -> bytes | list[bytes]:
         size += len(line) + 1
         if len(lines) == 1 and (_looks_whole(line) or len(line) > reader.bytes_max):
             return lines
+        if len(lines) == 1 and not _can_begin(line) and reader.waits():
+            return lines  # no document begins like this, and whoever wrote it waits for the answer
         if len(lines) > 1 and _is_request(line):
+            if _looks_whole(b"\n".join(lines[:-1])):
+                raise InvalidInput("", "must be one document, or NDJSON with each document on a line of its own")
             return lines  # what stood before it was no document, but bad lines
         if size > reader.bytes_max:
             raise _too_large("the document", reader.bytes_max)
@@ -208,6 +219,15 @@ def _looks_whole(line: bytes) -> bool:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return "truncated" not in str(error)
     return True
+
+
+def _can_begin(line: bytes) -> bool:
+    """Whether a line can be the first of a document: the beginning of an object, cut off."""
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return line.strip().startswith(b"{") and "truncated" in str(error)
+    return False
 
 
 def _is_request(line: bytes) -> bool:
@@ -275,5 +295,11 @@ def error_json(error: TallystickError) -> bytes:
 
 def write(line: bytes) -> None:
     """One line on standard output, out of our hands when this returns."""
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # or the interpreter complains on its way out
+        raise CallerError(f"standard output cannot be written: {error.strerror}", code="NO_OUTPUT") from error

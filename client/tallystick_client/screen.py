@@ -125,7 +125,11 @@ def show_status(console: Console, status: Status) -> None:
     _add(table, "vouchers", f"{status.bundle_vouchers} in version {status.bundle_version}{expires}")
     _add(table, "last sync", "never" if status.last_sync_at is None else _time(status.last_sync_at))
     _add(table, "waiting", f"{status.waiting} events ({status.waiting_redemptions} redemptions) to be sent")
-    _add(table, "journal", f"{status.head} written, {status.acknowledged} acknowledged, {status.durable} durable")
+    _add(
+        table,
+        "journal",
+        f"{status.head} written, {status.acknowledged} acknowledged, {status.durable} in the server's backups",
+    )
     _add(table, "server", status.server)
     _add(table, "device", status.device)
     console.print(table)

@@ -70,12 +70,12 @@ def main() -> None:
 @app.command("engine")
 def engine_command(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to check, with its arguments.")],
-    directory: Annotated[Path, typer.Option("--from", metavar="DIR", help="The vectors: files of JSON.")],
+    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="The vectors: a folder of JSON, or one file.")],
     call: Annotated[
         Literal["evaluate", "best", "qualify"], typer.Option(help="Of which call the vectors are used.")
     ] = "evaluate",
     texts: Annotated[bool, typer.Option("--texts", help="Answers must be equal byte for byte, texts too.")] = False,
-    only: Annotated[str | None, typer.Option(metavar="ID", help="Use this vector alone.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="ID", help="Use this one; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="How long one answer may take.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one line of JSON a vector.")] = False,
 ) -> int:
@@ -88,7 +88,7 @@ def engine_command(
     Answers are compared as JSON values: 1 is neither 1.0 nor true. The texts for people (why, detail, error) are left
     out without --texts. Exit codes: 0 all agree, 1 differences, 2 nothing was compared.
     """
-    chosen = read_vectors(directory, call, only)
+    chosen = read_vectors(source, call, only or [])
     with Subject(command, [on_one_line(vector.input) for vector in chosen]) as subject:
         agree, missing = 0, 0
         for vector in chosen:
@@ -140,22 +140,21 @@ def _shortened(text: str) -> str:
 # ---- vectors ------------------------------------------------------------------------------------------------------
 
 
-def read_vectors(directory: Path, call: str, only: str | None) -> list[Vector]:
-    """The vectors of a call, files by name; `only` that one. Raises `CallerError` where there is nothing to compare."""
-    if not directory.is_dir():
-        raise CallerError(f"{directory} is no directory", code="NO_DIRECTORY")
+def read_vectors(source: Path, call: str, only: list[str]) -> list[Vector]:
+    """The vectors of a call, files by name; `only` those, if any. Raises `CallerError` where there are none."""
+    if not source.exists():
+        raise CallerError(f"{source} is neither a folder nor a file", code="NO_DIRECTORY")
     chosen: dict[str, Vector] = {}
-    for path in sorted(directory.glob("*.json")):
+    for path in sorted(source.glob("*.json")) if source.is_dir() else [source]:
         for vector in _read_file(path, call):
             if vector.id in chosen:
                 raise InvalidInput(f"{path.name}: id", "must not be given twice among the vectors", vector.id[:80])
             chosen[vector.id] = vector
-    if only is not None:
-        chosen = {id_: vector for id_, vector in chosen.items() if id_ == only}
-    if not chosen:
-        which = f"{call} called {only}" if only is not None else call
-        raise CallerError(f"{directory} has no vectors of {which}", code="NO_VECTORS")
-    return list(chosen.values())
+    missing = [id_ for id_ in only if id_ not in chosen]
+    if missing or not chosen:
+        which = f"{call} called {missing[0]}" if missing else call
+        raise CallerError(f"{source} has no vectors of {which}", code="NO_VECTORS")
+    return [vector for id_, vector in chosen.items() if not only or id_ in only]
 
 
 def _read_file(path: Path, call: str) -> list[Vector]:
@@ -186,6 +185,8 @@ def compare(vector: Vector, answer: bytes, texts: bool) -> Difference | None:
         actual = _JSON.decode(answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError):
         return Difference(error=f"the answer is no JSON: {_shortened(answer.decode(errors='backslashreplace'))}")
+    if isinstance(actual, dict) and "error" in actual and "error" not in expected:
+        return Difference(error=f"it answered with an error: {_shortened(_json(actual))}")
     found = first_difference(expected, actual, "$", frozenset() if texts else _TEXTS)
     if found is None and texts and _COMPACT.encode(expected) != answer:
         told, seen = _around(_COMPACT.encode(expected), answer)
@@ -290,7 +291,7 @@ class Subject:
             self.complaint = f"the command gave no answer to {about} within {timeout:g} seconds"
             return None
         if line is None:
-            self.complaint = self._ending(timeout)
+            self.complaint = f"{self._ending(timeout)}; {about} was next"
         elif len(line) > ANSWER_BYTES_MAX:
             self.complaint = f"the command's answer to {about} has more than {ANSWER_BYTES_MAX} bytes"
         else:

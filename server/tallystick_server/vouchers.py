@@ -190,6 +190,9 @@ async def import_into(
         if on_line is not None:
             on_line(number)
 
+    if not found and errors and errors[0][1].expected.endswith("it ends too early"):
+        text = "must hold each voucher whole on one line of its own (NDJSON), nothing was imported"
+        raise CallerError(f"{path} {text}", code="BAD_FILE")
     if not found and not errors:
         raise CallerError(f"{path} holds no vouchers, nothing was imported", code="BAD_FILE")
     codes = {fold(voucher.code): voucher.code for voucher in found}

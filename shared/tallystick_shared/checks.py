@@ -262,6 +262,8 @@ def _check_value(op: terms.Op, value: object, field: str, path: str) -> None:
         )
     wants_list = op in ("in", "not_in", "contains_any", "contains_all") or (op in ("eq", "ne") and field in LIST_FIELDS)
     if wants_list:
+        if field in LIST_FIELDS and op in ("eq", "ne") and not isinstance(value, list):
+            raise InvalidInput(where, f"must be a list, or the op contains, to find one of {field}", shown(value))
         if not isinstance(value, list) or not value or len(value) > VALUES_MAX:
             raise InvalidInput(where, f"must be a list of 1 to {VALUES_MAX}", shown(value))
         for index, inner in enumerate(value):

@@ -75,15 +75,10 @@ def _contradiction(path: str, text: str, was: object = None) -> InvalidInput:
 
 
 def _check_numbers(voucher: Voucher) -> None:
-    limits, offline = voucher.limits, voucher.offline
-    pairs = (
-        ("limits.per_customer", limits.per_customer, "limits.total", limits.total),
-        ("offline.max_units", offline.max_units, "limits.total", limits.total),
-        ("offline.max_minor", offline.max_minor, "limits.budget_minor", limits.budget_minor),
-    )
-    for path, value, of, most in pairs:
-        if value is not None and most is not None and value > most:
-            raise _contradiction(path, f"must be at most {most}, which is {of}, or be left out", value)
+    limits = voucher.limits
+    if limits.per_customer is not None and limits.total is not None and limits.per_customer > limits.total:
+        text = f"must be at most {limits.total}, which is limits.total, or be left out"
+        raise _contradiction("limits.per_customer", text, limits.per_customer)
     for discount, path in _plain(voucher):
         cap = discount.cap_minor if isinstance(discount, Percentage | Shipping) else None
         budget = limits.budget_minor

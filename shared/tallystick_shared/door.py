@@ -17,6 +17,7 @@ from math import isfinite
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from .errors import InvalidInput
 from .terms import Moment, Percent
@@ -33,6 +34,7 @@ _MOMENT_TEXT: Final = re.compile(
 )
 _PERCENT_WANTED: Final = "must be a percentage above 0 and at most 100, with at most 4 decimal places"
 _MOMENT_WANTED: Final = "must be a time with an offset, such as 2026-06-01T00:00:00+02:00"
+_MOMENT_EXISTS: Final = "must be a day and a time that exist, such as 2026-06-30T23:59:59+02:00"
 _YEARS: Final = range(1900, 9999)
 
 _TYPES: Final = {
@@ -127,7 +129,7 @@ def _moment(text: str) -> Moment:
     try:
         return Moment(year, month, day, hour, minute, second, tzinfo=zone)
     except ValueError:
-        raise ValueError(_MOMENT_WANTED) from None
+        raise ValueError(_MOMENT_EXISTS) from None
 
 
 def _decode_hook(kind: type, value: object) -> object:
@@ -188,19 +190,41 @@ class Door:
             # read again without a shape: for what stood there, and because the rest may not even be JSON
             document = _decoded(_ANYTHING, data)
             _refuse_repeated_keys(data)  # of a key given twice msgspec may mean the other one
-            raise _explained(str(error), document) from None
+            raise _explained(str(error), document, self._kind) from None
         except _UNREADABLE as error:
-            raise _not_json(error) from None
+            raise _not_json(error, data) from None
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], data: bytes | bytearray | memoryview | str) -> Any:
     try:
         return decoder.decode(data)
     except _UNREADABLE as error:
-        raise _not_json(error) from None
+        raise _not_json(error, data) from None
 
 
-def _not_json(error: Exception) -> InvalidInput:
+_AT_BYTE: Final = re.compile(r"(?P<what>.*) \(byte (?P<at>\d+)\)", re.DOTALL)
+_WHAT: Final = {
+    "object keys must be strings": "a name in double quotes is wanted",
+    "trailing comma in array": "a comma after the last item of a list",
+    "trailing comma in object": "a comma after the last field",
+    "trailing characters": "more after the end of the document",
+    "invalid character": "something that is no JSON",
+}
+
+
+def _where(message: str, data: bytes | bytearray | memoryview | str) -> str:
+    """msgspec's "trailing comma in array (byte 135)" by line and column, for whoever has a text editor."""
+    found = _AT_BYTE.fullmatch(message)
+    raw = data.encode(errors="replace") if isinstance(data, str) else bytes(data)
+    if found is None:
+        return "it is empty" if not raw.strip() else "it ends too early" if "truncated" in message else message
+    before = raw[: int(found["at"])]
+    line, column = before.count(b"\n") + 1, len(before) - (before.rfind(b"\n") + 1) + 1
+    place = f"line {line}, column {column}" if b"\n" in raw.strip() else f"column {column}"
+    return f"{_WHAT.get(found['what'], found['what'])}, at {place}"
+
+
+def _not_json(error: Exception, data: bytes | bytearray | memoryview | str) -> InvalidInput:
     if isinstance(error, msgspec.ValidationError | InvalidOperation):
         # read without a shape, only a number can be wrong: one with thousands of digits, or an endless exponent
         return InvalidInput("", "must hold only numbers of an ordinary size")
@@ -208,7 +232,7 @@ def _not_json(error: Exception) -> InvalidInput:
         return InvalidInput("", "must be JSON that is not nested so deeply")
     if isinstance(error, UnicodeError):
         return InvalidInput("", "must be JSON in UTF-8", "other bytes")
-    return InvalidInput("", "must be JSON", str(error).removeprefix("JSON is malformed: "))
+    return InvalidInput("", f"must be JSON: {_where(str(error).removeprefix('JSON is malformed: '), data)}")
 
 
 def _refuse_repeated_keys(data: bytes | bytearray | memoryview | str) -> None:
@@ -228,7 +252,7 @@ def _refuse_repeated_keys(data: bytes | bytearray | memoryview | str) -> None:
             parse_int=str,
         )
     except RecursionError as error:
-        raise _not_json(error) from None
+        raise _not_json(error, data) from None
 
 
 def _dumped(value: object) -> bytes:
@@ -268,10 +292,12 @@ def _plain(value: object, path: str, depth: int) -> object:
 _MESSAGE: Final = re.compile(r"(?P<text>.*) - at `\$(?P<path>(?:\.[a-z_]+|\[(?:\d+|\.\.\.)\])*)`", re.DOTALL)
 _GOT: Final = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
 _BOUND: Final = re.compile(r"Expected `(?P<kind>\w+)`(?P<length> of length)? (?P<sign>>=|<=) (?P<bound>-?\d+)")
+_STEPS: Final = re.compile(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)")
+_LISTS: Final = (inspect.VarTupleType, inspect.ListType)
 _FIELD: Final = re.compile(r"Object (?:contains unknown field|missing required field) `(?P<name>.*)`", re.DOTALL)
 
 
-def _explained(message: str, document: Any) -> InvalidInput:
+def _explained(message: str, document: Any, kind: type) -> InvalidInput:
     """msgspec's sentence as path, expectation and what was there."""
     parts = _MESSAGE.fullmatch(message)
     text, path = (parts["text"], parts["path"].removeprefix(".")) if parts is not None else (message, "")
@@ -281,13 +307,17 @@ def _explained(message: str, document: Any) -> InvalidInput:
         name = field["name"]
         whole = f"{path}.{name}" if path else name
         if "unknown" in text[: text.index("`")]:
-            return InvalidInput(whole if len(name) <= _SHOWN else path, "is not a field here", None)
+            fields = _fields_at(path, document, kind)
+            there = f"; there are {', '.join(fields)}" if fields else ""
+            return InvalidInput(whole if len(name) <= _SHOWN else path, f"is not a field here{there}")
         return InvalidInput(whole, "is required")
     was = _value_at(path, document)
     if text == "Expected `str`":
         return InvalidInput(path, f"must be {_choices(path)}", was)
     if got := _GOT.fullmatch(text):
-        wanted = " or ".join(_TYPES.get(kind, kind) for kind in got["wanted"].split(" | "))
+        wanted = " or ".join(_TYPES.get(kind, kind) for kind in got["wanted"].split(" | ") if kind != "null")
+        if wanted == "a whole number" and path.endswith("_minor"):
+            wanted = "a whole number of minor units (cents), as 500 is for 5.00"
         return InvalidInput(path, f"must be {wanted}", was)
     if bound := _BOUND.fullmatch(text):
         limit = f"{'at least' if bound['sign'] == '>=' else 'at most'} {bound['bound']}"
@@ -302,6 +332,34 @@ def _explained(message: str, document: Any) -> InvalidInput:
     return InvalidInput(path, text, was)
 
 
+def _fields_at(path: str, document: Any, kind: type) -> list[str]:
+    """The names that the object at a path may have, as users write them; none where no object stands there."""
+    found: Any = inspect.type_info(kind)
+    for index, name in _STEPS.findall(path):
+        if index:
+            found = getattr(found, "item_type", None)
+            document = document[int(index)] if index.isdigit() and isinstance(document, list) else None
+        else:
+            fields = {field.encode_name: field.type for field in getattr(_struct(found, document), "fields", ())}
+            found = fields.get(name)
+            document = document.get(name) if isinstance(document, dict) else None
+        if isinstance(found, inspect.UnionType):
+            found = next((one for one in found.types if isinstance(one, _LISTS)), found)
+    found = _struct(found, document)
+    if not isinstance(found, inspect.StructType):
+        return []
+    return [*(["type"] if found.tag is not None else []), *(field.encode_name for field in found.fields)]
+
+
+def _struct(found: Any, document: Any) -> Any:
+    """Of several kinds of object the one that the document says it is."""
+    if not isinstance(found, inspect.UnionType):
+        return found
+    structs = [one for one in found.types if isinstance(one, inspect.StructType)]
+    tag = document.get("type") if isinstance(document, dict) else None
+    return next((one for one in structs if one.tag == tag), structs[0] if structs else found)
+
+
 def _choices(path: str) -> str:
     name = re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
     if name != "type":
@@ -312,7 +370,7 @@ def _choices(path: str) -> str:
 
 def _value_at(path: str, value: Any) -> str | None:
     """What stands at a path of msgspec's, shown; None where the path goes through a key that msgspec did not name."""
-    for index, name in re.findall(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)", path):
+    for index, name in _STEPS.findall(path):
         key: int | str = int(index) if index.isdigit() else name
         held = len(value) > key if isinstance(value, list) and isinstance(key, int) else False
         if not held and not (isinstance(value, dict) and key in value):

@@ -241,7 +241,7 @@ def stack(run: Run, candidates: list[Candidate]) -> list[Candidate]:
             in_the_way = best
         if in_the_way is not None:
             code = in_the_way.compiled.voucher.code
-            detail = {"conflicts_with": code, "message": sentence(without([code]))}
+            detail = {"conflicts_with": code, "message": sentence(f"use it without {code}, which goes before it")}
             run.refuse(candidate.compiled, Reason.STACKING_CONFLICT, detail)
             continue
         kept.append(candidate)

@@ -59,7 +59,9 @@ def check_hours(hours: Hours, path: str) -> None:
     """Raises `InvalidInput` where a clock time is not HH:MM or the zone is unknown."""
     for name, clock in (("from", hours.opens), ("to", hours.closes)):
         if _CLOCK.fullmatch(clock) is None:
-            raise InvalidInput(f"{path}.{name}", "must be a time of day from 00:00 to 23:59", f'"{clock[:20]}"')
+            raise InvalidInput(
+                f"{path}.{name}", "must be a time of day from 00:00 to 23:59, of four digits", f'"{clock[:20]}"'
+            )
     try:
         zone(hours.timezone)
     except InvalidInput as error:

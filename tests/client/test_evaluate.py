@@ -132,7 +132,7 @@ def test_what_is_no_document_is_one_sentence(given: str) -> None:
     assert done.stderr.endswith("(INVALID_FIELD)\n")
 
 
-@pytest.mark.parametrize("first", [LINE, '{"order": 7}', '{"order": 7,}'])
+@pytest.mark.parametrize("first", [LINE, '{"order": 7}', '{"order": 7,}', "garbage", "[]", "order: 7"])
 def test_each_line_is_answered_before_the_next_is_sent(first: str) -> None:
     """A program may wait for each answer, be the first line good or bad."""
     with subprocess.Popen([COMMAND, "evaluate", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -144,6 +144,31 @@ def test_each_line_is_answered_before_the_next_is_sent(first: str) -> None:
             assert ("error" in json.loads(process.stdout.readline())) == (line != LINE)
         process.stdin.close()
     assert process.returncode == 2
+
+
+def test_two_documents_over_several_lines_are_one_sentence() -> None:
+    """Not an error for each line of the first."""
+    done = run("evaluate", "-", given=f"{json.dumps(REQUEST, indent=1)}\n{LINE}\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "must be one document, or NDJSON" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_sentence() -> None:
+    """What cannot be written is said, and nothing else is."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [COMMAND, "evaluate", "-"],
+            input=LINE.encode(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("tallystick: standard output cannot be written: ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_nobody_reading_ends_it_quietly() -> None:

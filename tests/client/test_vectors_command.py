@@ -78,6 +78,16 @@ def test_the_command_itself_agrees(directory: Path) -> None:
     """All agree, exit 0; one of them too."""
     assert check(directory, "") == (0, [f"{COUNT} vectors: {COUNT} agree, 0 differ"])
     assert check(directory, "", "--only", "v7") == (0, ["1 vector: 1 agree, 0 differ"])
+    assert check(directory, "", "--only", "v7", "--only", "v30") == (0, ["2 vectors: 2 agree, 0 differ"])
+    assert check(directory / "b.json", "") == (0, ["20 vectors: 20 agree, 0 differ"])
+
+
+def test_an_error_in_place_of_an_answer_is_shown(directory: Path) -> None:
+    """What the program said of it, not which key of a result is not there."""
+    program = RIGHT % str(directory) + '    print(\'{"error": "no bogo yet"}\' if number == 9 else text)\n'
+    code, lines = check(directory, program)
+    assert code == 1
+    assert '  it answered with an error: {"error":"no bogo yet"}' in lines
 
 
 @pytest.mark.parametrize("call", ["evaluate", "best", "qualify"])

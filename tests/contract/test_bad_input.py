@@ -68,6 +68,16 @@ def test_a_bad_voucher_is_refused_at_every_door(shop: Shop, voucher: str, path: 
     _one_sentence(evaluated.stderr)
 
 
+def test_a_voucher_over_several_lines_is_one_sentence(shop: Shop) -> None:
+    """Pretty-printed JSON is told what the file should look like, not an error for each of its lines."""
+    path = shop.work / "pretty.ndjson"
+    path.write_text(json.dumps(GOOD, indent=2))
+    done = shop.operator("import", str(path))
+    assert done.returncode == 2
+    assert "must hold each voucher whole on one line of its own" in " ".join(done.stderr.split())
+    _one_sentence(done.stderr)
+
+
 def test_a_file_is_imported_whole_or_not_at_all(shop: Shop) -> None:
     """Every bad line of a file is named, and its good lines are not published."""
     path = shop.write("many.ndjson", GOOD, _voucher(colour="red"), GOOD | {"code": "TWO"}, "not json")

@@ -102,7 +102,11 @@ def test_of_a_group_one_voucher() -> None:
     )
     assert set(taken(result)) == {"B", "C", "D"}
     assert document(result)["refused"] == [
-        {"code": "A", "reason": "STACKING_CONFLICT", "detail": {"conflicts_with": "B", "message": "leave out B"}}
+        {
+            "code": "A",
+            "reason": "STACKING_CONFLICT",
+            "detail": {"conflicts_with": "B", "message": "use it without B, which goes before it"},
+        }
     ]
 
 

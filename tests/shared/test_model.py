@@ -246,13 +246,15 @@ def test_a_bad_voucher_is_refused_at_its_path(fields: Doc, path: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "text"),
     [
-        (b"", "must be JSON, not Input data was truncated"),
-        (b"{", "must be JSON, not Input data was truncated"),
+        (b"", "must be JSON: it is empty"),
+        (b"{", "must be JSON: it ends too early"),
+        (b'{"code":"A",}', "must be JSON: a comma after the last field, at column 13"),
+        (b'{\n "code": "A"\n "x": 1}', "must be JSON: expected ',' or '}', at line 3, column 2"),
         (b"[]", "must be an object, not an empty list"),
         (b"null", "must be an object, not null"),
         (b'"\xff"', "must be JSON in UTF-8, not other bytes"),
         (b'{"code":"\xff"}', "must be JSON in UTF-8, not other bytes"),
-        (b"\xef\xbb\xbf{}", "must be JSON, not invalid character (byte 0)"),
+        (b"\xef\xbb\xbf{}", "must be JSON: something that is no JSON, at column 1"),
         (b'{"metadata":' + b"[" * 100_000, "must be JSON that is not nested so deeply"),
         (b'{"metadata":{"a":' + b"[" * 100_000, "must be JSON that is not nested so deeply"),
         (b'{"when":' + b'{"not":' * 100_000, "must be JSON that is not nested so deeply"),
@@ -262,11 +264,11 @@ def test_a_bad_voucher_is_refused_at_its_path(fields: Doc, path: str) -> None:
         ),
         (
             b'{"code":"A","discount":{"type":"fixed","amount_minor":NaN}}',
-            "must be JSON, not invalid character (byte 54)",
+            "must be JSON: something that is no JSON, at column 55",
         ),
         (
             b'{"code":"A","discount":{"type":"fixed","amount_minor":5.00}}',
-            "discount.amount_minor: must be a whole number, not 5.00",
+            "discount.amount_minor: must be a whole number of minor units (cents), as 500 is for 5.00, not 5.00",
         ),
         (
             b'{"code":"A","discount":{"type":"percentage","percent":100.0001}}',

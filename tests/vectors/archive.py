@@ -24,7 +24,8 @@ def write_archive(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"tallystick-vectors-{__version__}"
     path = folder / f"{name}.zip"
-    files = {"LICENSE": (ROOT / "LICENSE").read_bytes(), "VERSION.json": _versions()}
+    readme = "Vectors to check a client in another language with: see engine/README.md, and engine/RULES.md.\n"
+    files = {"README.md": readme.encode(), "LICENSE": (ROOT / "LICENSE").read_bytes(), "VERSION.json": _versions()}
     for kind in KINDS:
         rules = (ROOT / "docs" / "reference" / f"{kind}.md").read_text(encoding="utf-8")
         files[f"{kind}/RULES.md"] = rules.replace(f"../../tests/vectors/{kind}/", "").encode()
