@@ -115,6 +115,18 @@ def test_the_search_grows_slowly_where_it_is_not_exact() -> None:
     assert turns < 100 * 20
 
 
+def test_a_set_that_is_built_leaves_out_what_is_in_the_way() -> None:
+    """A goes first and spoils the larger B, whose condition needs 16.00 to remain: past twelve candidates too."""
+    when = {"field": "order.remaining_minor", "op": "gte", "value": 1600}
+    few = [stackable(fixed(1), f"P{number}") for number in range(13)]
+    found = best_of(order(2000), stackable(fixed(300, per="unit"), "A"), stackable(fixed(300, per="line"), "AA"),
+                    stackable(fixed(900), "B", when=when, priority=1), *few)  # fmt: skip
+    assert not found.exact
+    assert {"B"} < set(found.codes)
+    assert len({"A", "AA"} & set(found.codes)) == 1
+    assert found.saved_minor == 1213
+
+
 def test_qualify_answers_for_each_voucher_alone() -> None:
     """What it would take, or why it does not apply and what would help; by folded code, unknown codes too."""
     vouchers = [

@@ -73,6 +73,15 @@ CONTRADICTIONS: list[tuple[str, Doc]] = [
             valid_until="2026-04-01T00:00:00+02:00",
         ),
     ),
+    ("discount.items.exclude_product_ids[0]", voucher(tiered((0, fixed(1)), items={**A, **NOT_A}))),
+    (
+        "discount.cases[0].when.items.exclude_category_ids[0]",
+        voucher(cases(leaf("items.quantity", "gt", 1, items={**X, **NOT_X}))),
+    ),
+    (
+        "discount.tiers[0].discount.cap_minor",
+        voucher(tiered((0, percentage(10, cap_minor=501))), limits={"budget_minor": 500}),
+    ),
     ("discount.items.exclude_product_ids[1]", voucher(fixed(1, items={**A, "exclude_product_ids": ["z", "a"]}))),
     ("discount.items.exclude_category_ids[0]", voucher(fixed(1, items={**A, **X, **NOT_X}))),
     ("discount.get.items.exclude_product_ids[0]", voucher(bogo(1, 1, get_items={**A, **NOT_A}))),
@@ -122,6 +131,14 @@ NEVER: list[Doc] = [
     {"all": [leaf(UNITS, "in", [1, 2]), leaf(UNITS, "not_in", [1, 2, 3])]},
     {"all": [leaf(UNITS, "in", [1, 2]), leaf(UNITS, "gt", 2)]},
     {"all": [leaf(UNITS, "lt", 3), leaf("items.quantity", "gte", 3, items=A)]},
+    {
+        "all": [
+            leaf(UNITS, "lt", 3),
+            leaf("items.quantity", "gte", 3, items=A),
+            leaf("items.quantity", "lt", 9, items=A),
+        ]
+    },
+    {"all": [{"not": leaf("order.store_id", "ne", "1")}, leaf("order.store_id", "eq", "2")]},
     {"all": [leaf(SPEND, "lt", 3), leaf("items.subtotal_minor", "eq", 3, items={})]},
     {"all": [leaf("order.store_id", "eq", "1"), leaf("order.store_id", "in", ["2", "3"])]},
     {"all": [leaf("order.store_id", "eq", "1"), leaf("order.store_id", "exists", False)]},
@@ -166,6 +183,8 @@ MAY: list[Doc] = [
     {"not": leaf("order.attributes.n", "ne", 1)},
     leaf("order.currency", "in", ["EUR", "USD"]),
     leaf(UNITS, "lt", 1),
+    leaf(SPEND, "eq", 0),
+    {"all": [{"not": leaf("order.attributes.n", "ne", 1)}, leaf("order.attributes.n", "eq", "of another type")]},
     leaf("order.attributes.n", "lt", -5),
     {"all": [leaf("order.attributes.n", "gt", 5), leaf("order.attributes.n", "lt", 6)]},
     {"all": [leaf("order.attributes.n", "gte", "b"), leaf("order.attributes.n", "gt", "a")]},
@@ -193,6 +212,7 @@ GOOD: list[Doc] = [
     # a condition counts units of price 0 and a tier does not
     voucher(tiered((1, fixed(1)), (5, fixed(2)), basis="quantity"), when=leaf(UNITS, "gte", 5)),
     voucher(bundle(3), when=leaf(UNITS, "lte", 3)),
+    voucher(tiered((0, fixed(1)), (1, fixed(2)))),
     voucher(fixed(1), hours=[window(["fri"], "23:00", "01:00")], **WEEKEND),
     voucher(fixed(1), hours=[window(["sun"], "23:59", "00:01")], **WEEKEND),
     voucher(cases(leaf(SPEND, "gte", 500), leaf(SPEND, "gte", 400), otherwise=fixed(1))),
@@ -220,6 +240,12 @@ def test_a_condition_that_no_order_meets_is_refused(when: Doc) -> None:
     """Whether by one leaf or by several, through `not` and `any`, or against the voucher's currency and limits."""
     with pytest.raises(InvalidInput, match="can never hold"):
         parse_voucher(voucher(fixed(1), when=when, currency="EUR", limits={"per_customer": 1}))
+
+
+def test_a_contradiction_says_what_it_was() -> None:
+    """With what the field held."""
+    with pytest.raises(InvalidInput, match=r"must be at most 3, which is limits\.total, or be left out, not 4$"):
+        parse_voucher(voucher(percentage(1), limits={"total": 3, "per_customer": 4}))
 
 
 def test_what_a_condition_contradicts_is_named() -> None:

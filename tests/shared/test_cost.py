@@ -121,3 +121,23 @@ def test_a_long_list_of_products_is_read_once() -> None:
     assert refused.refused[0].detail["message"] == "add 1 unit of product p, 0, 1 or 14475 more"
     assert Watched.walks == 1
     assert long == cost(of, compiled(percentage(10, items={"product_ids": ["p"]})))
+
+
+def test_the_next_opening_is_found_day_by_day() -> None:
+    """A hundred windows that open tomorrow: each is asked about a few moments, not about two weeks of them."""
+    hours = [{"from": f"0{n % 10}:{n // 10:02}", "to": "10:30", "timezone": "Europe/Berlin"} for n in range(100)]
+    voucher = compiled(percentage(5), hours=hours)
+    asked = 0
+
+    def counted(frame: FrameType, event: str, _: object) -> None:
+        nonlocal asked
+        asked += event == "call" and frame.f_code.co_name == "is_open"
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        [refused] = evaluate(order(100), [voucher], at=NOON).refused
+    finally:
+        sys.setprofile(before)
+    assert refused.detail["opens_at"].isoformat() == "2026-06-16T00:00:00+02:00"
+    assert asked < 100 * 5

@@ -143,6 +143,12 @@ BERLIN = {"timezone": "Europe/Berlin"}
             "2026-03-28T12:00:00+01:00",
             "2026-04-05T02:10:00+02:00",
         ),
+        # an offset of old with seconds in it, which no JSON time can hold: in UTC
+        (
+            [{"from": "10:00", "to": "11:00", "timezone": "Africa/Monrovia"}],
+            "1971-06-01T00:00:00+00:00",
+            "1971-06-01T10:44:30Z",
+        ),
         # a whole day is left out by the calendar of Samoa
         (
             [{"days": ["fri", "sat"], "from": "08:00", "to": "20:00", "timezone": "Pacific/Apia"}],
