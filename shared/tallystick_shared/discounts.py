@@ -89,10 +89,9 @@ class Part(Protocol):
 class Scope:
     """The lines of a discount's own `items`, within those of the `tiered` around it."""
 
-    __slots__ = ("_inner", "_outer", "items", "wanted")
+    __slots__ = ("_inner", "_outer", "wanted")
 
     def __init__(self, items: Items | None, within: Items | None) -> None:
-        self.items = items
         self._inner = compile_items(items)
         self._outer = compile_items(within)
         self.wanted = Wanted(items, within)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 from tallystick_shared.codes import fold
 from tallystick_shared.engine import Allowance, Result, Usage, compile_voucher, evaluate, result_json
 from tallystick_shared.model import Order, parse_order, parse_voucher
 
+T = TypeVar("T")
 Doc = dict[str, Any]
 NOON = datetime.fromisoformat("2026-06-15T12:00:00+00:00")
 
@@ -90,3 +93,20 @@ def document(result: Result) -> Doc:
     """The result as its JSON says it."""
     found: Doc = json.loads(result_json(result))
     return found
+
+
+def calls_of(name: str, call: Callable[[], T]) -> tuple[int, T]:
+    """How often functions of that name are called while `call` runs, and what it returns."""
+    count = 0
+
+    def counted(frame: FrameType, event: str, _: object) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code.co_name == name
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        result = call()
+    finally:
+        sys.setprofile(before)
+    return count, result

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from tallystick_shared.engine import (
     result_json,
 )
 from tallystick_shared.model import Order, parse_voucher
-from tests.shared.build import NOON, Doc, bogo, fixed, line, order, percentage, stackable, voucher
+from tests.shared.build import NOON, Doc, bogo, calls_of, fixed, line, order, percentage, stackable, voucher
 
 
 def best_of(of: Order, *vouchers: Doc, **fields: Any) -> Best:
@@ -99,18 +97,9 @@ def test_a_set_that_is_grown_is_never_worse_than_what_evaluate_keeps() -> None:
 
 def test_the_search_grows_slowly_where_it_is_not_exact() -> None:
     """Of 100 stackable vouchers the few best sets are built on, turn by turn: some thousand turns, not a million."""
-    turns = 0
-
-    def counted(frame: FrameType, event: str, _: object) -> None:
-        nonlocal turns
-        turns += event == "call" and frame.f_code.co_name == "take_turn"
-
-    before = sys.getprofile()
-    sys.setprofile(counted)
-    try:
-        found = best_of(order(10_000), *(stackable(percentage(1 + n % 3), f"P{n}") for n in range(100)))
-    finally:
-        sys.setprofile(before)
+    turns, found = calls_of(
+        "take_turn", lambda: best_of(order(10_000), *(stackable(percentage(1 + n % 3), f"P{n}") for n in range(100)))
+    )
     assert not found.exact
     assert turns < 100 * 20
 

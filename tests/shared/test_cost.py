@@ -15,7 +15,7 @@ import pytest
 
 from tallystick_shared.engine import CompiledVoucher, Result, compile_voucher, evaluate
 from tallystick_shared.model import Order, Percentage, Voucher, parse_voucher
-from tests.shared.build import NOON, Doc, bogo, fixed, line, order, percentage, stackable
+from tests.shared.build import NOON, Doc, bogo, calls_of, fixed, line, order, percentage, stackable
 
 BUNDLE = {"type": "bundle_price", "quantity": 3, "price_minor": 250}
 DISCOUNTS: dict[str, Doc] = {
@@ -127,17 +127,7 @@ def test_the_next_opening_is_found_day_by_day() -> None:
     """A hundred windows that open tomorrow: each is asked about a few moments, not about two weeks of them."""
     hours = [{"from": f"0{n % 10}:{n // 10:02}", "to": "10:30", "timezone": "Europe/Berlin"} for n in range(100)]
     voucher = compiled(percentage(5), hours=hours)
-    asked = 0
-
-    def counted(frame: FrameType, event: str, _: object) -> None:
-        nonlocal asked
-        asked += event == "call" and frame.f_code.co_name == "is_open"
-
-    before = sys.getprofile()
-    sys.setprofile(counted)
-    try:
-        [refused] = evaluate(order(100), [voucher], at=NOON).refused
-    finally:
-        sys.setprofile(before)
+    asked, result = calls_of("is_open", lambda: evaluate(order(100), [voucher], at=NOON))
+    [refused] = result.refused
     assert refused.detail["opens_at"].isoformat() == "2026-06-16T00:00:00+02:00"
     assert asked < 100 * 5
