@@ -78,6 +78,10 @@ class State(msgspec.Struct, frozen=True):
     next_attempt_at: datetime | None
     not_before_at: datetime | None
     last_sync_at: datetime | None
+    recovering: bool = False
+    """The server was restored from a backup, and gathers what its tills know."""
+    retired: bool = False
+    """Its journal was exported for good: no redemption and no lease ever again."""
 
     @property
     def mark(self) -> Mark:
@@ -109,6 +113,8 @@ class State(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = ", ".join(State.__struct_fields__)
+_FLAGS = ("recovering", "retired")
+"""What SQLite keeps as 0 or 1."""
 
 
 def mark_columns(mark: Mark) -> dict[str, Any]:
@@ -203,8 +209,13 @@ class Journal:
         self._pid = os.getpid()
 
     @classmethod
-    def create(cls, path: Path, state: State, root_version: int, root: bytes) -> None:
-        """Makes the journal of a newly enrolled till; it is at `path` complete, or not at all."""
+    def create(
+        cls, path: Path, state: State, root_version: int, root: bytes, request: bytes = b"", answer: bytes = b""
+    ) -> None:
+        """Makes the journal of a newly enrolled till; it is at `path` complete, or not at all.
+
+        `request`, `answer`: the enrolment as it was sent and answered, for a server that has forgotten this device.
+        """
         making = path.with_name(path.name + ".new")
         making.unlink(missing_ok=True)  # left by an enrolment that was cut off; it never was a journal
         connection = schema.create(making)
@@ -212,6 +223,8 @@ class Journal:
             values = [_plain(getattr(state, name)) for name in State.__struct_fields__]
             connection.execute(f"INSERT INTO state (one, {_COLUMNS}) VALUES (1{', ?' * len(values)})", values)
             connection.execute("INSERT INTO roots VALUES (?, ?)", (root_version, root))
+            if request:
+                connection.execute("INSERT INTO enrolment VALUES (1, ?, ?)", (request, answer))
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise schema.explained(error, path) from error
@@ -299,8 +312,9 @@ class Journal:
         row = self._connection.execute(f"SELECT {_COLUMNS} FROM state").fetchone()
         if row is None:
             raise StorageError(f"the journal {self.path} has lost its state", code="JOURNAL_DAMAGED")
+        values = dict(zip(State.__struct_fields__, row, strict=True))
         try:
-            return msgspec.convert(dict(zip(State.__struct_fields__, row, strict=True)), State)
+            return msgspec.convert({**values, **{name: bool(values[name]) for name in _FLAGS}}, State)
         except msgspec.ValidationError as error:
             raise StorageError(f"the journal {self.path} is damaged: {error}", code="JOURNAL_DAMAGED") from error
 

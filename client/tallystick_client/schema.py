@@ -14,7 +14,8 @@ from tallystick_client.errors import StorageError
 
 APPLICATION_ID = 0x54414C4C
 """`TALL`, so that `file` and a curious operator can tell what it is."""
-USER_VERSION = 1
+USER_VERSION = 2
+"""Of the tables below. A journal of an earlier one is upgraded where it lies by `UPGRADES`."""
 BUSY_TIMEOUT_MS = 10_000
 
 TABLES = """
@@ -36,6 +37,8 @@ CREATE TABLE state (
     anomaly TEXT NOT NULL,
     batch_events_max INTEGER NOT NULL CHECK (batch_events_max BETWEEN 1 AND 500),
     failures INTEGER NOT NULL, next_attempt_at TEXT, not_before_at TEXT, last_sync_at TEXT,
+    recovering INTEGER NOT NULL DEFAULT 0 CHECK (recovering IN (0, 1)),
+    retired INTEGER NOT NULL DEFAULT 0 CHECK (retired IN (0, 1)),
     CHECK (0 <= base_seq AND base_seq <= durable_seq AND durable_seq <= acknowledged_seq
            AND acknowledged_seq <= head_seq),
     CHECK (acknowledged_redemptions <= head_redemptions AND acknowledged_minor <= head_minor)
@@ -120,7 +123,19 @@ CREATE TABLE floors (
 CREATE TRIGGER floors_never_go_down BEFORE UPDATE ON floors
 WHEN (NEW.server_epoch, NEW.version) < (OLD.server_epoch, OLD.version)
 BEGIN SELECT RAISE(ABORT, 'a floor never goes down'); END;
+
+CREATE TABLE enrolment (one INTEGER PRIMARY KEY CHECK (one = 1), request BLOB NOT NULL, answer BLOB NOT NULL) STRICT;
 """
+
+UPGRADES: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE state ADD COLUMN recovering INTEGER NOT NULL DEFAULT 0 CHECK (recovering IN (0, 1))",
+        "ALTER TABLE state ADD COLUMN retired INTEGER NOT NULL DEFAULT 0 CHECK (retired IN (0, 1))",
+        "CREATE TABLE enrolment"
+        " (one INTEGER PRIMARY KEY CHECK (one = 1), request BLOB NOT NULL, answer BLOB NOT NULL) STRICT",
+    ),
+}
+"""The statements that lead from a version to the next. One that was ever released is never changed."""
 
 
 def create(path: Path) -> sqlite3.Connection:
@@ -171,6 +186,8 @@ def open_existing(path: Path) -> sqlite3.Connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if application_id != APPLICATION_ID:
             raise StorageError(f"{path} is not a journal of Tallystick", code="JOURNAL_DAMAGED")
+        if version < USER_VERSION:
+            version = upgrade(connection)
         if version > USER_VERSION:
             raise StorageError(f"{path} was written by a newer Tallystick: update this one", code="NEEDS_UPDATE")
     except sqlite3.Error as error:
@@ -182,6 +199,28 @@ def open_existing(path: Path) -> sqlite3.Connection:
             connection.close()
         raise
     return connection
+
+
+def upgrade(connection: sqlite3.Connection) -> int:
+    """Brings a journal to `USER_VERSION`, all of it in one transaction or nothing; its version now.
+
+    Several processes may come at once.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # again, now that no other process writes: one may have done it, and may be of a later release
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        for earlier in range(version, USER_VERSION):
+            for statement in UPGRADES[earlier]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {earlier + 1}")
+        connection.execute("COMMIT")
+        return max(int(version), USER_VERSION)
+    except BaseException:
+        # SQLite rolls back by itself on a full disk, and then says that there is nothing to roll back
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def explained(error: sqlite3.Error, path: Path) -> StorageError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -70,9 +71,10 @@ async def _make(server: Server, transaction: Transaction, scope: str, now: datet
         version=row.version,
         issued_at=now,
         expires_at=now + timedelta(seconds=settings.manifest_ttl_s),
-        snapshot=BlobRef(sha256=sha256, bytes=size, vouchers=row.vouchers),
+        snapshot=BlobRef(version=row.version, sha256=sha256, bytes=size, vouchers=row.vouchers),
         deltas=[],
         state_digest=row.state_digest,
+        code_salt=row.code_salt,
         engine_min=ENGINE_VERSION,
         poll_after_s=settings.poll_after_s,
         caps=Caps(settings.offline_s, settings.waiting_redemptions_max, settings.waiting_minor_max),
@@ -121,5 +123,6 @@ async def create_scope(transaction: Transaction, name: str, *, now: datetime) ->
     """Raises `CallerError` (`EXISTS`)."""
     if (await transaction.execute(select(scopes.c.name).where(scopes.c.name == name))).first() is not None:
         raise CallerError(f"there is a scope {name} already", code="EXISTS")
-    row = {"name": name, "version": 1, "vouchers": 0, "state_digest": "0" * 64, "created_at": now}
+    salt = secrets.token_hex(16)
+    row = {"name": name, "version": 1, "vouchers": 0, "state_digest": "0" * 64, "code_salt": salt, "created_at": now}
     await transaction.execute(insert(scopes), row)

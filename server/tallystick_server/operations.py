@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import insert
 
-from tallystick_server import devices, operating, tables, vouchers
+from tallystick_server import bundles, devices, operating, tables, vouchers
 from tallystick_server import keys as keys_of
 from tallystick_server.database import Database, Transaction
 from tallystick_server.server import FIRST_SCOPE, OPERATOR_KEY_PREFIX, Server, new_id, open_server, secret_digest
@@ -39,8 +39,7 @@ async def initialise(settings: Settings, *, now: datetime) -> str:
             await transaction.execute(insert(tables.server), row)
             key = {"sha256": secret_digest(operator_key), "name": "first", "created_at": now}
             await transaction.execute(insert(tables.operator_keys), key)
-            scope = {"name": FIRST_SCOPE, "version": 1, "vouchers": 0, "state_digest": "0" * 64, "created_at": now}
-            await transaction.execute(insert(tables.scopes), scope)
+            await bundles.create_scope(transaction, FIRST_SCOPE, now=now)
 
         await database.write(fill)
         return operator_key

@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration, which these tables are."""
 
 
@@ -81,7 +81,7 @@ server = Table(
     Column("suspected_by", _ID),
     Column("created_at", UtcTime, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
-    CheckConstraint("state IN ('normal', 'restore_suspected')", name="state"),
+    CheckConstraint("state IN ('normal', 'restore_suspected', 'recovering')", name="state"),
 )
 
 operator_keys = Table(
@@ -100,6 +100,8 @@ scopes = Table(
     Column("vouchers", Integer, nullable=False),
     # the sum of `voucher_digest` of the scope's vouchers, modulo 2**256, in hexadecimal
     Column("state_digest", _DIGEST, nullable=False),
+    # always there; null only to SQLite, which cannot add a column without a default to a table with rows
+    Column("code_salt", String(32)),
     Column("created_at", UtcTime, nullable=False),
     # the newest signed manifest, and the version and snapshot it names
     Column("manifest", LargeBinary),
@@ -108,6 +110,9 @@ scopes = Table(
     Column("snapshot_version", BigInteger),
     Column("snapshot_sha256", _DIGEST),
     Column("snapshot_bytes", BigInteger),
+    Column("snapshot_vouchers", Integer),
+    # the deltas that the manifest names, as JSON
+    Column("deltas", Text, nullable=False, server_default="[]"),
     CheckConstraint("version >= 1", name="version"),
 )
 
@@ -135,6 +140,8 @@ vouchers = Table(
     Column("valid_from", UtcTime),
     Column("valid_until", UtcTime),
     _amount("largest_minor", nullable=True),
+    # 1: the code travels as its digest (`hidden_code`), and is nowhere in a revision
+    Column("hidden", Integer, nullable=False, server_default="0"),
     Column("created_at", UtcTime, nullable=False),
     Column("deactivated_at", UtcTime),
     UniqueConstraint("folded"),
@@ -158,6 +165,16 @@ scope_vouchers = Table(
     Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
     PrimaryKeyConstraint("scope", "voucher_id"),
     Index(None, "voucher_id"),
+)
+
+# which vouchers of a scope a version put, revised or dropped: what deltas are made of
+scope_changes = Table(
+    "scope_changes",
+    metadata,
+    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("voucher_id", _ID, nullable=False),
+    PrimaryKeyConstraint("scope", "version", "voucher_id"),
 )
 
 # I1, per voucher and measure: units (limits.total) or minor (limits.budget_minor). `held` is q of open and burned
@@ -215,6 +232,11 @@ devices = Table(
     Column("branches", Integer, nullable=False),
     Column("last_event_at", UtcTime),
     Column("lease_number", BigInteger, nullable=False),
+    # how far the journal is in every backup that may be restored; no hash: not even its start
+    Column("durable_seq", BigInteger, nullable=False, server_default="0"),
+    Column("durable_hash", _DIGEST),
+    # the epoch in which the device has sent all of its journal; in a recovery, whether it has reported
+    Column("reported_epoch", Integer, nullable=False, server_default="0"),
     UniqueConstraint("kid"),
     CheckConstraint("state IN ('pending', 'active', 'suspended', 'revoked', 'lost')", name="state"),
     Index(None, "scope"),
@@ -386,4 +408,19 @@ blobs = Table(
     Column("sha256", _DIGEST, primary_key=True),
     Column("data", LargeBinary, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+)
+
+# what an operator or a rule decided; rows are only ever added
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _SERIAL, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("who", _NAME, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("object", String(256), nullable=False),
+    # JSON
+    Column("detail", Text, nullable=False),
+    Index(None, "object"),
+    sqlite_autoincrement=True,
 )

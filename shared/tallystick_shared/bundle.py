@@ -16,15 +16,20 @@ BLOB_BYTES_MAX = 64 * 1024 * 1024
 """Compressed size of a blob, in bytes."""
 BLOB_UNPACKED_BYTES_MAX = 512 * 1024 * 1024
 MANIFEST_BYTES_MAX = 64 * 1024
+DELTAS_MAX = 64
+"""Deltas a manifest names; a server merges them long before."""
 Version = Annotated[int, Meta(ge=1, le=2**53)]
+Salt = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
+HIDDEN_PREFIX = "sha256:"
+"""What a code that travels as its digest begins with."""
 
 
-class Role(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Role(msgspec.Struct, frozen=True):
     kids: Annotated[list[str], Meta(min_length=1, max_length=16)]
     threshold: Annotated[int, Meta(ge=1, le=16)]
 
 
-class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Roles(msgspec.Struct, frozen=True):
     """Who may sign what: `root` the next root, `bundle` manifests, `receipt` answers to devices."""
 
     root: Role
@@ -32,7 +37,7 @@ class Roles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     receipt: Role
 
 
-class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Root(msgspec.Struct, frozen=True):
     """`keys` are public JWKs by kid."""
 
     version: Version
@@ -42,21 +47,28 @@ class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roles: Roles
 
 
-class BlobRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The snapshot: digest and size of the compressed blob, and how many vouchers it holds."""
+class BlobRef(msgspec.Struct, frozen=True):
+    """The snapshot: the version it is of, digest and size of the compressed blob, and how many vouchers it holds."""
 
+    version: Version
     sha256: Digest
     bytes: Count
     vouchers: Count
 
 
-class DeltaRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeltaRef(msgspec.Struct, frozen=True):
+    """What changed since `from_version`, up to the next delta's `from_version`, or up to the manifest's version.
+
+    Each voucher that changed is put as it is at the end, or dropped; so a delta leads every state that is not older
+    than `from_version` to the same end.
+    """
+
     from_version: Version
     sha256: Digest
     bytes: Count
 
 
-class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Caps(msgspec.Struct, frozen=True):
     """Device-wide limits while offline, as payment terminals have them.
 
     `offline_s`: how long after the manifest's expiry a device goes on redeeming. `redemptions` and `amount_minor`: how
@@ -68,30 +80,45 @@ class Caps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     amount_minor: Annotated[int, Meta(ge=0)] | None = None
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True):
+    """What is in force in a scope: the snapshot, and after it every delta whose end is past the snapshot's version.
+
+    `deltas` are in order, without gaps, and the last one ends at `version`; where they are empty the snapshot's version
+    is `version`. They may begin before the snapshot, for devices that hold an older version. `state_digest` is of the
+    state that all of it leads to. `code_salt`: 16 bytes as hexadecimal, the same as long as the scope lives.
+    """
+
     scope: str
     server_epoch: Version
     version: Version
     issued_at: Instant
     expires_at: Instant
     snapshot: BlobRef
-    deltas: list[DeltaRef]
+    deltas: Annotated[list[DeltaRef], Meta(max_length=DELTAS_MAX)]
     state_digest: Digest
+    code_salt: Salt
     engine_min: str
     poll_after_s: Annotated[int, Meta(ge=1)]
     caps: Caps
 
 
-class BundleVoucher(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BundleVoucher(msgspec.Struct, frozen=True):
     """A voucher on its way to devices: `voucher` is the published revision, byte for byte.
 
-    `code` is the folded code, so that a device can index a bundle without decoding the vouchers.
+    `code` is the folded code, so that a device can index a bundle without decoding the vouchers; or its digest
+    (`hidden_code`), which then is the voucher's `code` too.
     """
 
     id: Id
     revision: Version
     code: str
     voucher: msgspec.Raw
+
+
+def hidden_code(salt: str, folded: str) -> str:
+    """How a code of 80 bits or more travels, so that a stolen bundle is no list of live codes: `sha256:` and the
+    SHA-256, in hexadecimal, of the salt's 16 bytes and the folded code in UTF-8."""
+    return HIDDEN_PREFIX + hashlib.sha256(bytes.fromhex(salt) + folded.encode()).hexdigest()
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -43,6 +43,8 @@ class Typ(StrEnum):
     SYNC = "tallystick-sync"
     ANSWER = "tallystick-answer"
     REDEEM = "tallystick-redeem"
+    REDEEMED = "tallystick-redeemed"
+    ENROL_AGAIN = "tallystick-enrol-again"
 
 
 class _Registry(jws.JWSRegistry):

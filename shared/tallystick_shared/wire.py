@@ -10,7 +10,12 @@ money in minor units.
 | `GET /v1/scopes/{scope}/manifest` | header `Authorization: Tallystick JWS`, the JWS a `DeviceRequest` | `Manifest` |
 | `GET /v1/blobs/{sha256}` | the digest is the capability | zstd of NDJSON |
 | `POST /v1/sync` | `SyncHead` (`SYNC`), newline, zstd of the events | `SyncAnswer` (`ANSWER`, by a receipt key) |
-| `POST /v1/redemptions` | `RedeemRequest`, by operator key as JSON or by a device as JWS (`REDEEM`) | `RedeemAnswer` |
+| `POST /v1/devices/again` | `EnrolAgain` (`ENROL_AGAIN`, by the device) | `Enrolled` (`ENROLLED`, by a receipt key) |
+| `POST /v1/redemptions` | `RedeemRequest` by a device (`REDEEM`) | `RedeemAnswer` (`REDEEMED`, by a receipt key) |
+| | `RedeemRequest` as JSON, with an operator key | `RedeemAnswer` as JSON |
+
+Whoever reads a message ignores fields it does not know, so that a newer release can add some: what they say is only
+what the older one can do without. What must not be ignored goes under a new `typ`, or, in the journal, a new `v`.
 """
 
 from __future__ import annotations
@@ -62,7 +67,7 @@ class DeviceState(StrEnum):
     LOST = "lost"
 
 
-class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EnrolRequest(msgspec.Struct, frozen=True):
     """`token` is the secret part of an `EnrolmentToken`; `jwk` the device's own new public key, which also signs."""
 
     token: Annotated[str, Meta(min_length=16, max_length=128)]
@@ -70,7 +75,7 @@ class EnrolRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
 
 
-class Enrolled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Enrolled(msgspec.Struct, frozen=True):
     """`request_sha256` is the digest of the request's exact bytes."""
 
     device: Id
@@ -82,6 +87,19 @@ class Enrolled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_epoch: Count
     ledger_mark: Count
     server_time: Instant
+
+
+class EnrolAgain(msgspec.Struct, frozen=True):
+    """How a device makes itself known again to a server that was restored from a backup older than its enrolment.
+
+    `request` and `enrolled` are the two compact JWS of that enrolment, as they were sent: together they prove that the
+    server took this key in. Signed by the device's key, the one that `request` holds.
+    """
+
+    device: Id
+    request: Annotated[str, Meta(max_length=16_384)]
+    enrolled: Annotated[str, Meta(max_length=16_384)]
+    nonce: Nonce
 
 
 class EnrolmentToken(msgspec.Struct, frozen=True):
@@ -103,7 +121,7 @@ class EnrolmentToken(msgspec.Struct, frozen=True):
         return cls(parts[1], int(parts[2]), parts[3])
 
 
-class DeviceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeviceRequest(msgspec.Struct, frozen=True):
     """Proof of the device's key for a request without a body; `at` is for the log only, clocks of tills are bad."""
 
     device: Id
@@ -112,7 +130,7 @@ class DeviceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at: Instant
 
 
-class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Lease(msgspec.Struct, frozen=True):
     """A part of a voucher's limit that this device alone may use. Null: the voucher has no limit of that kind.
 
     `number` rises with every lease of a device and is never accepted twice. `expires_at` ends new use on the device;
@@ -127,7 +145,7 @@ class Lease(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_at: Instant
 
 
-class LeaseUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LeaseUse(msgspec.Struct, frozen=True):
     """u of one lease that is not closed yet, as the device has it."""
 
     id: Id
@@ -135,20 +153,20 @@ class LeaseUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minor: Count
 
 
-class Want(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Want(msgspec.Struct, frozen=True):
     """Demand this device met and could not serve since its last sync: refusals with `NO_ALLOWANCE`, in units."""
 
     voucher_id: Id
     units: Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
-class ClockReading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ClockReading(msgspec.Struct, frozen=True):
     at: Instant
     boot_id: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
     monotonic_s: Count
 
 
-class EventsRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EventsRef(msgspec.Struct, frozen=True):
     """The events behind line 1: how many, and the digest and size of the bytes sent (after compression)."""
 
     count: Count
@@ -156,11 +174,14 @@ class EventsRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Digest
 
 
-class SyncHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SyncHead(msgspec.Struct, frozen=True):
     """Line 1 of a sync. `after` and `through` bound the events that follow; `head` is the journal's newest event.
 
-    `leases` lists u of each lease in use; `leases_digest` covers all leases the device holds open (`digest_of`), and
-    `lease_number` is the highest number it ever accepted. `ledger_mark` is the highest it ever saw.
+    `leases` lists u of each lease in use; `leases_digest` covers all leases the device holds open once the server has
+    read up to `through` (`digest_of`), and `lease_number` is the highest number it ever accepted. `ledger_mark` is the
+    highest it ever saw. `held`, only while the server recovers, are all leases it holds open at `after`: a server that
+    was restored from a backup adopts those it has forgotten. `nonce`: new for every request, or the `challenge` of a
+    refusal with STALE_REQUEST.
     """
 
     device: Id
@@ -177,22 +198,26 @@ class SyncHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wants: Annotated[list[Want], Meta(max_length=10_000)]
     clock: ClockReading
     manifest_version: Count
+    held: Annotated[list[Lease], Meta(max_length=100_000)] | None = None
 
 
-class EventOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class EventOutcome(msgspec.Struct, frozen=True):
+    """`outcome` is an `Outcome`, `reasons` are `Flag`s; an older device may meet some that it does not know."""
+
     seq: Seq
     id: str
-    outcome: Outcome
-    reasons: list[Flag]
+    outcome: str
+    reasons: list[str]
 
 
-class SyncAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SyncAnswer(msgspec.Struct, frozen=True):
     """Bound to the request by the digest of its exact bytes.
 
     `acknowledged`: 1..n are stored. `durable`: 1..n are in any backup that may be restored; only those may be purged.
     `exceptions` names every event of this batch that is not `applied`. `leases` are those granted now, or, with
     `leases_full`, all that the server holds open for the device; `leases_digest` covers all of them. `recall` names
-    leases the device is asked to close, because another store needs the units.
+    leases the device is asked to close, because another store needs the units. `recovering`: the server was restored
+    from a backup and grants nothing until its devices have sent again what it has forgotten.
     """
 
     device: Id
@@ -212,12 +237,14 @@ class SyncAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scope: Name
     manifest_version: Count
     retry_after_s: Count
+    recovering: bool = False
 
 
 class RedeemRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An online redemption. `id` is made and stored by the caller before it is sent; a repeat has no second effect.
 
-    `device` is set, and must be the signer, where a device asks; null where an operator key does.
+    `device` is set, and must be the signer, where a device asks; null where an operator key does. Programs of others
+    write it, so here a field that does not exist is a mistake.
     """
 
     id: Id
@@ -226,13 +253,19 @@ class RedeemRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: Id | None = None
 
 
-class RedeemAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`redeemed` is false where nothing applied; `result` (see `engine`) then says why of each code."""
+class RedeemAnswer(msgspec.Struct, frozen=True):
+    """`redeemed` is false where nothing applied; `result` (see `engine`) then says why of each code.
+
+    To a device it is bound to the request by `device` and the digest of the request's exact bytes; to an operator both
+    are null.
+    """
 
     id: Id
     at: Instant
     redeemed: bool
     result: msgspec.Raw
+    device: Id | None = None
+    request_sha256: Digest | None = None
 
 
 class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -242,7 +275,11 @@ class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Problem details (RFC 9457); `code` is stable, `detail` one sentence."""
+    """Problem details (RFC 9457); `code` is stable, `detail` one sentence.
+
+    `challenge`, with STALE_REQUEST: a sync that carries it as its nonce was made after this answer, so that a journal
+    that still ends too early is an older copy and not a message that the line delivered late.
+    """
 
     type: str
     title: str
@@ -251,6 +288,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str
     request_id: str = ""
     errors: list[FieldError] = []
+    challenge: str = ""
 
 
 def digest_of(leases: list[Lease]) -> str:

@@ -1,0 +1,24 @@
+"""The audit: who changed what, when. Rows are only ever added, in the transaction of the change itself."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import insert
+
+from tallystick_server.database import Transaction
+from tallystick_server.tables import audit
+
+OPERATOR = "operator"
+SERVER = "server"
+"""Who, where a rule decided and no person."""
+
+
+async def note(
+    transaction: Transaction, *, who: str, action: str, about: str, now: datetime, detail: dict[str, Any] | None = None
+) -> None:
+    """`action` is a short name as `lease.release`, `about` the id of what it was done to, `detail` becomes JSON."""
+    row = {"at": now, "who": who, "action": action, "object": about}
+    await transaction.execute(insert(audit), row | {"detail": msgspec.json.encode(detail or {}).decode()})
