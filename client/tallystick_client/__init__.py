@@ -17,12 +17,14 @@ from tallystick_client.errors import (
     Untrusted,
 )
 from tallystick_client.reports import FlaggedEvent, LeaseStatus, Receipt, Status, SyncReport, VoidReceipt
+from tallystick_client.syncing import BackgroundSync
+from tallystick_client.tls import Tls, configure
 from tallystick_shared.journal import Returned
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AsyncTill", "CallerError", "FlaggedEvent", "InvalidInput", "LeaseStatus", "LineError", "NotNow", "Receipt",
-    "RemoteError", "Returned", "Status", "StorageError", "SyncReport", "TallystickError", "Till", "TryLater",
-    "Untrusted", "VoidReceipt",
+    "AsyncTill", "BackgroundSync", "CallerError", "FlaggedEvent", "InvalidInput", "LeaseStatus", "LineError", "NotNow",
+    "Receipt", "RemoteError", "Returned", "Status", "StorageError", "SyncReport", "TallystickError", "Till", "Tls",
+    "TryLater", "Untrusted", "VoidReceipt", "configure",
 ]  # fmt: skip

@@ -8,15 +8,17 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
+from tallystick_client.blobs import Changes, Vouchers
 from tallystick_client.errors import TallystickError
 from tallystick_client.reports import Receipt, SyncReport
 from tallystick_client.trust import Trusted
-from tallystick_shared.bundle import Manifest
+from tallystick_shared.bundle import BlobRef, DeltaRef, Manifest
 from tallystick_shared.journal import Position, StoredEvent
 from tallystick_shared.wire import (
     ClockReading,
     DeviceState,
     Enrolled,
+    Lease,
     LeaseUse,
     Problem,
     RedeemAnswer,
@@ -42,7 +44,10 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What a sync needs to know of the journal, read in one transaction. `events` are those in (after, through]."""
+    """What a sync needs to know of the journal, read in one transaction. `events` are those in (after, through].
+
+    `held`: all leases open at `after`, where the server recovers from a backup; else None.
+    """
 
     scope: str
     device_state: DeviceState
@@ -56,18 +61,29 @@ class Reading(msgspec.Struct, frozen=True):
     events: list[StoredEvent]
     leases: list[LeaseUse]
     leases_digest: str
+    held: list[Lease] | None
     wants: list[Want]
     batch_events_max: int
     failures: int
     next_attempt_at: datetime | None
     not_before_at: datetime | None
+    retired: bool = False
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """The two messages of this till's enrolment, as they were sent: `EnrolAgain` needs them."""
+
+    request: bytes
+    answer: bytes
 
 
 class Held(msgspec.Struct, frozen=True):
-    """The bundle in force."""
+    """The bundle in force. `vouchers` is changed only by who keeps it; `blobs`: how many it was made from."""
 
     manifest: Manifest
     etag: str
+    vouchers: Vouchers
+    blobs: int
 
     def is_young(self, scope: str, at: datetime) -> bool:
         """Whether it is of this scope and not past its half-life, when the server signs it again."""
@@ -82,6 +98,7 @@ class Start(msgspec.Struct, frozen=True):
     trusted: Trusted
     held: Held | None
     patient: bool = False
+    proof: Proof | None = None
 
 
 class Woken(msgspec.Struct, frozen=True):
@@ -137,14 +154,7 @@ class Prepare(msgspec.Struct, frozen=True):
     batch_events_max: int | None = None
 
 
-class Accept(msgspec.Struct, frozen=True):
-    """A verified answer; `wants` were sent with the request."""
-
-    answer: SyncAnswer
-    wants: list[Want]
-
-
-class KeepRoot(msgspec.Struct, frozen=True):
+class NewRoot(msgspec.Struct, frozen=True):
     """`receipt_changed`: new receipt keys, so marks the old ones signed bind no longer; `bundle_changed`: so floors."""
 
     raw: bytes
@@ -153,13 +163,42 @@ class KeepRoot(msgspec.Struct, frozen=True):
     receipt_changed: bool
 
 
+class Accept(msgspec.Struct, frozen=True):
+    """A verified answer, with the roots that it needed; `wants` were sent with the request."""
+
+    answer: SyncAnswer
+    wants: list[Want]
+    roots: list[NewRoot] = []
+
+
+class KeepRoots(msgspec.Struct, frozen=True):
+    """Roots that nothing was verified with."""
+
+    roots: list[NewRoot]
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """A verified blob, and what in its manifest names it."""
+
+    ref: BlobRef | DeltaRef
+    raw: bytes
+
+
 class KeepBundle(msgspec.Struct, frozen=True):
-    """A verified manifest, and its verified snapshot where that is new."""
+    """A verified manifest, with the verified blobs that are new and the roots that it needed.
+
+    `vouchers`: the new state where the first blob is a snapshot; else None, and `changes` with `parts_sum` are what
+    the deltas do to the one in force: nothing where the manifest was only signed again.
+    """
 
     raw: bytes
     manifest: Manifest
     etag: str
-    blob: bytes | None
+    blobs: list[Blob]
+    vouchers: Vouchers | None
+    changes: Changes
+    parts_sum: int
+    roots: list[NewRoot] = []
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -177,11 +216,12 @@ class KeepKey(msgspec.Struct, frozen=True):
 
 
 class KeepEnrolment(msgspec.Struct, frozen=True):
-    """A verified enrolment, and the roots it rests on; `root` is the last."""
+    """A verified enrolment, the root it rests on, and the proof of it for a server that forgets it."""
 
     enrolled: Enrolled
     root: bytes
     root_version: int
+    proof: Proof
 
 
 class BeginOnline(msgspec.Struct, frozen=True):
@@ -205,7 +245,7 @@ class FallBack(msgspec.Struct, frozen=True):
 
 
 Change = (
-    Prepare | Accept | KeepRoot | KeepBundle | Failed | KeepKey | KeepEnrolment | BeginOnline | FinishOnline | FallBack
+    Prepare | Accept | KeepRoots | KeepBundle | Failed | KeepKey | KeepEnrolment | BeginOnline | FinishOnline | FallBack
 )
 
 
@@ -268,3 +308,9 @@ def retry_after_s(answer: Answer | None, now: datetime) -> float:
         return 0
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return min(86_400, max(0, (when - now).total_seconds()))
+
+
+def challenge_of(answer: Answer) -> str:
+    """What a sync has to carry as its nonce to show that it is newer than this refusal; empty: it may not."""
+    problem = _problem(answer)
+    return "" if problem is None or problem.code != "STALE_REQUEST" else problem.challenge[:64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,12 +13,15 @@ import typer
 import typer.exceptions
 from rich.console import Console
 
-from tallystick_client import __version__, screen, vectors
+from tallystick_client import __version__, cli_journal, screen, vectors
+from tallystick_client.directory import Directory
 from tallystick_client.drivers import Till
 from tallystick_client.entry import MISUSE, REFUSED, exit_code, say
 from tallystick_client.errors import CallerError, InvalidInput, TallystickError
 from tallystick_client.evaluating import HELP, Call, answer_all, answered, error_json, explain_all, opened, write
-from tallystick_client.reports import Receipt
+from tallystick_client.reports import Receipt, SyncReport
+from tallystick_client.syncing import BackgroundSync
+from tallystick_client.tls import Tls, configure
 from tallystick_shared.engine import result_json
 from tallystick_shared.journal import Returned
 from tallystick_shared.model import Order, parse_order
@@ -30,10 +34,20 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 nothing redeemed or refused, 2 bad input, 3 no line, 4 server not trusted.",
 )
 app.add_typer(vectors.app, name="vectors")
+app.add_typer(cli_journal.app, name="journal")
 console = Console(highlight=False, markup=False, emoji=False)
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="An order, or {order, codes}, as JSON; - is standard input.")]
 Code = Annotated[list[str] | None, typer.Option("--code", "-c", metavar="CODE", help="A code; may be repeated.")]
+Ca = Annotated[str | None, typer.Option(metavar="FILE", help="Trust the CAs in FILE and no others; or: system.")]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="sha256:...", help="A key of the server or of a CA, and a spare one: twice or more; or: none."
+    ),
+]
+Proxy = Annotated[str | None, typer.Option(metavar="URL", help="An HTTP proxy; or: direct, or: environment.")]
+AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Allow http:// to another machine: others can read it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: one line of JSON.")]
 
 
@@ -103,22 +117,47 @@ def enroll(
     server: Annotated[str, typer.Argument(metavar="SERVER", help="The server's address, https://...")],
     token: Annotated[str, typer.Argument(metavar="TOKEN", help="From the operator; good for one till, once.")],
     name: Annotated[str | None, typer.Option(help="How the operator sees this till.")] = None,
+    ca: Ca = None,
+    pin: Pin = None,
+    proxy: Proxy = None,
+    allow_http: AllowHttp = False,
 ) -> None:
     """Make --dir a till of SERVER."""
-    with Till.enroll(context.obj, server, token, name=name) as till:
+    tls = Tls(ca, tuple(pin or ()), required=not allow_http)
+    with Till.enroll(context.obj, server, token, name=name, tls=tls, proxy=proxy) as till:
         status = till.status()
         console.print(screen.plain(f"enrolled as {status.name} of store {status.store}; next: tallystick sync"))
 
 
+@app.command("configure")
+def configure_command(
+    context: typer.Context,
+    server: Annotated[str | None, typer.Option(help="Its new address.")] = None,
+    ca: Ca = None,
+    pin: Pin = None,
+    proxy: Proxy = None,
+    allow_http: AllowHttp = False,
+) -> None:
+    """Change how this till reaches its server; without options, show it."""
+    line = configure(context.obj, server_url=server, ca=ca, pins=pin, proxy=proxy, required=not allow_http)
+    config = Directory(context.obj).config()
+    screen.show_line(console, config.server_url, line)
+
+
 @app.command()
-def sync(context: typer.Context, as_json: AsJson = False) -> None:
+def sync(
+    context: typer.Context,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Go on syncing, whenever it is time to, until SIGTERM or Ctrl-C.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Send what waits to the server, and take what is new."""
     with Till.open(context.obj) as till:
-        report = till.sync()
-        if as_json:
-            write(msgspec.json.encode(report))
-        else:
-            screen.show_sync(console, report)
+        if keep:
+            _keep_syncing(till, as_json)
+            return
+        _show_sync(till.sync(), as_json)
 
 
 @app.command()
@@ -235,6 +274,35 @@ def _redeem(till: Till, order: Order, asked: Asked, online: bool) -> Receipt:
             raise InvalidInput("id", "cannot be given with --online, which makes its own")
         return till.redeem_online(order, asked.codes)
     return till.redeem(order, asked.codes, id=asked.id)
+
+
+def _show_sync(report: SyncReport, as_json: bool) -> None:
+    if as_json:
+        write(msgspec.json.encode(report))
+    else:
+        screen.show_sync(console, report)
+
+
+def _keep_syncing(till: Till, as_json: bool) -> None:
+    """Until a signal that asks for the end, which is a success."""
+
+    def show(done: BackgroundSync) -> None:
+        if done.report is not None:
+            _show_sync(done.report, as_json)
+        elif done.error is not None and as_json:
+            write(error_json(done.error))
+        elif done.error is not None:
+            say(str(done.error), done.error.code)
+
+    # blocked before the thread begins, so that no thread of this process is interrupted, and none is missed
+    ends = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        till.start_syncing(on_report=show)
+        signal.sigwait(ends)
+        till.stop_syncing()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stream(till: Till, file: str, codes: list[str] | None, online: bool) -> int:

@@ -1,14 +1,15 @@
 """A till's directory: whose it is, its key, and who may sync. Nothing but these files says which till this is.
 
-`config.json` (this till and its server), `device.key` (0600, the private JWK), `journal.sqlite3`, `cache/` (0700) and
-`lock`. The config is written last when a till is enrolled: without it there is no till.
+`config.json` (this till and its server), `line.json` (how that is reached), `device.key` (0600, the private JWK),
+`journal.sqlite3`, `cache/` (0700) and `lock`. The config is written last when a till is enrolled: without it there is
+no till. `line.json` is written before anything is sent, so that no request is made with less than was asked for.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from tallystick_client.errors import LineError, StorageError
 from tallystick_client.store import check_owner, make_private
 from tallystick_shared.signing import SigningKey
 
-CONFIG_NAME, KEY_NAME, LOCK_NAME = "config.json", "device.key", "lock"
+CONFIG_NAME, LINE_NAME, KEY_NAME, LOCK_NAME = "config.json", "line.json", "device.key", "lock"
 LOCK_WAIT_S = 60.0
 _LOCK_STEP_S = 0.05
 
@@ -34,6 +35,18 @@ class Config(msgspec.Struct, frozen=True):
     root_sha256: str
 
 
+class LineConfig(msgspec.Struct, frozen=True):
+    """How the server is reached; may change while a till lives. `tls.line_config` makes and checks it.
+
+    `ca_pem`: the only CAs that are trusted; None: those of the system. `pins`: as `tls.parse_pin` gives them; none: no
+    pinning. `proxy`: an address, "direct", or None for what the environment says.
+    """
+
+    ca_pem: str | None = None
+    pins: tuple[str, ...] = ()
+    proxy: str | None = None
+
+
 class Lock:
     """One sync of a till at a time, of all its processes. Nothing here waits; `turns` says how long to."""
 
@@ -47,7 +60,7 @@ class Lock:
         Raises `LineError` (`SYNC_RUNNING`) after `LOCK_WAIT_S`. `release` must follow, whatever happens.
         """
         waited_s = 0.0
-        while not self._take():
+        while not self.take():
             if waited_s >= LOCK_WAIT_S:
                 raise LineError("another process of this till has been syncing for a minute", code="SYNC_RUNNING")
             waited_s += _LOCK_STEP_S
@@ -58,7 +71,8 @@ class Lock:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _take(self) -> bool:
+    def take(self) -> bool:
+        """Whether it is this one's now. Raises `StorageError`. `release` must follow, whatever happens."""
         try:
             if self._descriptor < 0:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -119,6 +133,20 @@ class Directory:
     def keep_key(self, raw: bytes) -> None:
         self._write(KEY_NAME, raw)
 
+    def line(self) -> LineConfig:
+        """A till that never was told otherwise has no such file."""
+        raw = self._read(LINE_NAME)
+        if raw is None:
+            return LineConfig()
+        try:
+            return msgspec.json.decode(raw, type=LineConfig)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            damaged = f"{self.path / LINE_NAME} is damaged: {error}; remove it, and configure this till again"
+            raise StorageError(damaged, code="NOT_A_TILL") from error
+
+    def keep_line(self, line: LineConfig) -> None:
+        self._write(LINE_NAME, msgspec.json.format(msgspec.json.encode(line)) + b"\n")
+
     def keep_config(self, config: Config) -> None:
         self._write(CONFIG_NAME, msgspec.json.format(msgspec.json.encode(config)) + b"\n")
 
@@ -134,20 +162,28 @@ class Directory:
             raise StorageError(f"{self.path / name} cannot be read: {error.strerror}", code="DISK") from error
 
     def _write(self, name: str, raw: bytes) -> None:
-        """Whole or not at all, 0600, on the disk before this returns."""
-        making = self.path / f"{name}.new"
+        write_whole(self.path / name, [raw])
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Whole or not at all, 0600, on the disk before this returns. Raises `StorageError`."""
+    making = path.with_name(f"{path.name}.new")
+    try:
+        making.unlink(missing_ok=True)
+        descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            making.unlink(missing_ok=True)
-            descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "wb") as file:
-                file.write(raw)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
-            making.rename(self.path / name)
-            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise StorageError(f"{self.path / name} cannot be written: {error.strerror}", code="DISK") from error
+            making.rename(path)
+        except OSError:
+            making.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}", code="DISK") from error

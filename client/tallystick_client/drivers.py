@@ -1,24 +1,27 @@
-"""The two tills: `Till` and `AsyncTill`. Two short loops over the same machines; everything else is not here twice."""
+"""The two tills: `Till` and `AsyncTill`, over the same machines and the same files; `loops` drives them."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-from tallystick_client.actions import Action, Answer, Change, Done, Event, LineDown, Persist, Send, Tick, Wait, Woken
+from tallystick_client.actions import Woken
 from tallystick_client.clock import SystemClock
-from tallystick_client.errors import InvalidInput
+from tallystick_client.directory import Directory, LineConfig
+from tallystick_client.errors import CallerError
 from tallystick_client.keeper import Enroller, Keeper
+from tallystick_client.line import AsyncLine, Line
+from tallystick_client.loops import in_place, in_worker, run, run_async
 from tallystick_client.reports import Receipt, Status, SyncReport, VoidReceipt
 from tallystick_client.status import status
+from tallystick_client.syncing import BackgroundSync, OnReport, Syncing, SyncThread
 from tallystick_client.terminal import OrderInput
 from tallystick_client.timekeeping import Clock
+from tallystick_client.tls import Tls, checked_url, demand_tls, line_config
 from tallystick_client.voids import void
 from tallystick_shared.engine import Result
 from tallystick_shared.journal import Returned
@@ -26,19 +29,7 @@ from tallystick_shared.journal import Returned
 if TYPE_CHECKING:
     import httpx2
 
-CONNECT_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 300.0
-"""For a whole answer: a server that sends a byte now and then is a line that is down."""
 _T = TypeVar("_T")
-
-
-class _Machine(Protocol):
-    def step(self, event: Any, tick: Tick) -> Action: ...
-
-
-class _Local(Protocol):
-    def tick(self) -> Tick: ...
-    def perform(self, change: Change) -> Event: ...
 
 
 class Till:
@@ -49,7 +40,9 @@ class Till:
 
     def __init__(self, keeper: Keeper, transport: httpx2.BaseTransport | None = None) -> None:
         self._keeper = keeper
-        self._line = _Line(keeper.config.server_url, transport)
+        self._transport = transport
+        self._line = Line(keeper.config.server_url, keeper.directory.line, transport)
+        self._background: SyncThread | None = None
 
     @classmethod
     def enroll(
@@ -59,19 +52,24 @@ class Till:
         token: str,
         *,
         name: str | None = None,
+        tls: Tls | None = None,
+        proxy: str | None = None,
         clock: Clock | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> Self:
         """Makes this directory a till of the server that made `token`, and opens it. Sync it before it can sell.
 
-        Raises `CallerError` (a token used up or over, a directory in use), `Untrusted`, `LineError`; it can be
-        repeated with the same token after any of them.
+        `tls` and `proxy` (an address, "direct", or None for what the environment says) are kept; `tls.configure`
+        changes them. Where there is a `transport` they are its business. Raises `CallerError` (a token used up or over,
+        a directory in use), `Untrusted`, `LineError`; it can be repeated with the same token after any of them.
         """
         clock = clock or SystemClock()
-        enroller = Enroller(Path(directory), checked_url(server_url), token, name, clock)
-        line = _Line(server_url, transport)
+        url, config = _way(server_url, tls or Tls(), proxy)
+        enroller = Enroller(Path(directory), url, token, name, clock)
+        Directory(Path(directory)).keep_line(config)
+        line = Line(url, lambda: config, transport)
         try:
-            _run(enroller.machine(), Woken(), enroller, line)
+            run(enroller.machine(), Woken(), enroller, line)
         finally:
             line.close()
         return cls.open(directory, clock=clock, transport=transport)
@@ -88,6 +86,7 @@ class Till:
         return cls(Keeper(Path(directory), clock or SystemClock()), transport)
 
     def close(self) -> None:
+        self.stop_syncing()
         self._line.close()
         self._keeper.close()
 
@@ -114,7 +113,7 @@ class Till:
         Raises as `redeem` does, and `RemoteError`.
         """
         machine = self._keeper.online_machine(order, codes)
-        return cast(Receipt, _run(machine, Woken(), self._keeper, self._line))
+        return cast(Receipt, run(machine, Woken(), self._keeper, self._line))
 
     def void(self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
         """Voids a redemption of this till, or takes back the `returned` units of it. See `voids.void`."""
@@ -134,9 +133,32 @@ class Till:
             for pause_s in lock.turns():
                 time.sleep(pause_s)
             machine, start = self._keeper.sync_machine(patient)
-            return cast(SyncReport, _run(machine, start, self._keeper, self._line))
+            return cast(SyncReport, run(machine, start, self._keeper, self._line))
         finally:
             lock.release()
+
+    def start_syncing(self, *, on_report: OnReport | None = None, every_s: float | None = None) -> None:
+        """Syncs in a thread of its own from now on, when it is time to (see `syncing`); no sale waits for it.
+
+        `on_report` is called in that thread with each `BackgroundSync`, errors too; what it raises ends up in
+        `last_sync`. `every_s`: at most so long after the last sync, where the manifest's `poll_after_s` is longer.
+        Raises `CallerError` where it runs already.
+        """
+        _demand_idle(self._background)
+        line = AsyncLine(
+            self._keeper.config.server_url, self._keeper.directory.line, _for_asyncio(self._transport), in_place
+        )
+        self._background = SyncThread(Syncing(self._keeper, line, in_place, on_report, every_s))
+
+    def stop_syncing(self) -> None:
+        """Ends it, also in the midst of a request, and returns then; what was acknowledged stays so."""
+        background, self._background = self._background, None
+        if background is not None:
+            background.stop()
+
+    def last_sync(self) -> BackgroundSync | None:
+        """How the last sync in the background ended; None before the first, and after `stop_syncing`."""
+        return None if self._background is None else self._background.syncing.last
 
 
 class AsyncTill:
@@ -147,7 +169,10 @@ class AsyncTill:
 
     def __init__(self, keeper: Keeper, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self._keeper = keeper
-        self._line = _AsyncLine(keeper.config.server_url, transport)
+        self._transport = transport
+        self._line = AsyncLine(keeper.config.server_url, keeper.directory.line, transport)
+        self._syncing: Syncing | None = None
+        self._task: asyncio.Task[None] | None = None
 
     @classmethod
     def enroll(
@@ -157,6 +182,8 @@ class AsyncTill:
         token: str,
         *,
         name: str | None = None,
+        tls: Tls | None = None,
+        proxy: str | None = None,
         clock: Clock | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> Opening[Self]:
@@ -164,11 +191,13 @@ class AsyncTill:
 
         async def enrolled() -> Self:
             given = clock or SystemClock()
-            path, url = Path(directory), checked_url(server_url)
-            enroller = await asyncio.to_thread(Enroller, path, url, token, name, given)
-            line = _AsyncLine(url, transport)
+            path = Path(directory)
+            url, config = await in_worker(_way, server_url, tls or Tls(), proxy)
+            enroller = await in_worker(Enroller, path, url, token, name, given)
+            await in_worker(Directory(path).keep_line, config)
+            line = AsyncLine(url, lambda: config, transport)
             try:
-                await _run_async(enroller.machine(), Woken(), enroller, line)
+                await run_async(enroller.machine(), Woken(), enroller, line, in_worker)
             finally:
                 await line.close()
             return await cls.open(path, clock=given, transport=transport)
@@ -186,13 +215,14 @@ class AsyncTill:
         """As `Till.open`; await it, or enter it with `async with`."""
 
         async def opened() -> Self:
-            return cls(await asyncio.to_thread(Keeper, Path(directory), clock or SystemClock()), transport)
+            return cls(await in_worker(Keeper, Path(directory), clock or SystemClock()), transport)
 
         return Opening(opened)
 
     async def close(self) -> None:
+        await self.stop_syncing()
         await self._line.close()
-        await asyncio.to_thread(self._keeper.close)
+        await in_worker(self._keeper.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -203,30 +233,46 @@ class AsyncTill:
         await self.close()
 
     async def preview(self, order: OrderInput, codes: Sequence[str]) -> Result:
-        return await asyncio.to_thread(self._keeper.terminal.preview, order, codes)
+        return await in_worker(self._keeper.terminal.preview, order, codes)
 
     async def redeem(self, order: OrderInput, codes: Sequence[str], *, id: str | None = None) -> Receipt:
-        return await asyncio.to_thread(self._keeper.terminal.redeem, order, codes, redemption_id=id)
+        return await in_worker(self._keeper.terminal.redeem, order, codes, redemption_id=id)
 
     async def redeem_online(self, order: OrderInput, codes: Sequence[str]) -> Receipt:
-        machine = await asyncio.to_thread(self._keeper.online_machine, order, codes)
-        return cast(Receipt, await _run_async(machine, Woken(), self._keeper, self._line))
+        machine = await in_worker(self._keeper.online_machine, order, codes)
+        return cast(Receipt, await run_async(machine, Woken(), self._keeper, self._line, in_worker))
 
     async def void(self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
-        return await asyncio.to_thread(void, self._keeper.terminal, redemption_id, returned, reason)
+        return await in_worker(void, self._keeper.terminal, redemption_id, returned, reason)
 
     async def status(self) -> Status:
-        return await asyncio.to_thread(status, self._keeper.config, self._keeper.terminal)
+        return await in_worker(status, self._keeper.config, self._keeper.terminal)
 
     async def sync(self, *, patient: bool = False) -> SyncReport:
         lock = self._keeper.directory.lock()
         try:
             for pause_s in lock.turns():
                 await asyncio.sleep(pause_s)
-            machine, start = await asyncio.to_thread(self._keeper.sync_machine, patient)
-            return cast(SyncReport, await _run_async(machine, start, self._keeper, self._line))
+            machine, start = await in_worker(self._keeper.sync_machine, patient)
+            return cast(SyncReport, await run_async(machine, start, self._keeper, self._line, in_worker))
         finally:
             lock.release()
+
+    def start_syncing(self, *, on_report: OnReport | None = None, every_s: float | None = None) -> None:
+        """As `Till.start_syncing`, in a task of the running event loop; `on_report` is called there."""
+        _demand_idle(self._task)
+        line = AsyncLine(self._keeper.config.server_url, self._keeper.directory.line, self._transport)
+        self._syncing = Syncing(self._keeper, line, in_worker, on_report, every_s)
+        self._task = asyncio.get_running_loop().create_task(self._syncing.run(), name="tallystick-sync")
+
+    async def stop_syncing(self) -> None:
+        task, self._task, self._syncing = self._task, None, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def last_sync(self) -> BackgroundSync | None:
+        return None if self._syncing is None else self._syncing.last
 
 
 class Opening(Generic[_T]):
@@ -247,136 +293,23 @@ class Opening(Generic[_T]):
         await self._till.close()
 
 
-# ---- the two loops ------------------------------------------------------------------------------------------------
+def _way(server_url: str, tls: Tls, proxy: str | None) -> tuple[str, LineConfig]:
+    """The address and how it is reached, checked; reads the CA's file. Raises `InvalidInput`."""
+    url = checked_url(server_url)
+    config = line_config(LineConfig(), ca=tls.ca_file, pins=tls.pins, proxy=proxy)
+    demand_tls(url, tls, config)
+    return url, config
 
 
-def _run(machine: _Machine, event: Event, local: _Local, line: _Line) -> SyncReport | Receipt | None:
-    while True:
-        match machine.step(event, local.tick()):
-            case Send() as send:
-                event = line.send(send)
-            case Persist(change):
-                event = local.perform(change)
-            case Wait(seconds):
-                time.sleep(seconds)
-                event = Woken()
-            case Done(report, error):
-                if error is not None:
-                    raise error
-                return report
+def _demand_idle(running: object) -> None:
+    if running is not None:
+        raise CallerError("this till is syncing in the background already: stop_syncing first")
 
 
-async def _run_async(machine: _Machine, event: Event, local: _Local, line: _AsyncLine) -> SyncReport | Receipt | None:
-    while True:
-        match machine.step(event, await asyncio.to_thread(local.tick)):
-            case Send() as send:
-                event = await line.send(send)
-            case Persist(change):
-                event = await asyncio.to_thread(local.perform, change)
-            case Wait(seconds):
-                await asyncio.sleep(seconds)
-                event = Woken()
-            case Done(report, error):
-                if error is not None:
-                    raise error
-                return report
+def _for_asyncio(transport: httpx2.BaseTransport | None) -> httpx2.AsyncBaseTransport | None:
+    """Raises `CallerError` for one that cannot do both."""
+    import httpx2
 
-
-# ---- HTTP ---------------------------------------------------------------------------------------------------------
-
-
-def checked_url(url: str) -> str:
-    """`http://` or `https://` and a host; raises `InvalidInput`."""
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        whole = False
-    if not whole:
-        raise InvalidInput("server_url", "must be the address of a server, as in https://vouchers.example.org")
-    return url.rstrip("/")
-
-
-def _arguments(url: str, transport: Any) -> dict[str, Any]:
-    """The certificates are read only where there is TLS: that is most of the time it takes to make a client."""
-    return {"transport": transport, "verify": not url.startswith("http://"), "follow_redirects": False}
-
-
-def _request(base_url: str, send: Send, timeout: Any) -> dict[str, Any]:
-    # no compression below the messages: what is capped and verified are the bytes of the message
-    headers = {**send.headers, "accept-encoding": "identity"}
-    return {
-        "method": send.method,
-        "url": base_url.rstrip("/") + send.path,
-        "headers": headers,
-        "content": send.body,
-        "timeout": timeout(send.timeout_s, connect=min(CONNECT_TIMEOUT_S, send.timeout_s)),
-    }
-
-
-class _Line:
-    def __init__(self, url: str, transport: httpx2.BaseTransport | None) -> None:
-        self._url, self._transport = url, transport
-        self._client: httpx2.Client | None = None
-
-    def send(self, send: Send) -> Answer | LineDown:
-        import httpx2  # a quarter of a second, which no offline command should pay
-
-        if self._client is None:
-            self._client = httpx2.Client(**_arguments(self._url, self._transport))
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
-        body = bytearray()
-        try:
-            with self._client.stream(**_request(self._url, send, httpx2.Timeout)) as response:
-                for part in response.iter_raw():
-                    body += part
-                    if len(body) > send.bytes_max or time.monotonic() > deadline:
-                        break
-                return _answer(response, bytes(body), send, deadline)
-        except httpx2.HTTPError as error:
-            return LineDown(_why(error, self._url))
-
-    def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-
-
-class _AsyncLine:
-    def __init__(self, url: str, transport: httpx2.AsyncBaseTransport | None) -> None:
-        self._url, self._transport = url, transport
-        self._client: httpx2.AsyncClient | None = None
-
-    async def send(self, send: Send) -> Answer | LineDown:
-        import httpx2  # as above
-
-        if self._client is None:
-            self._client = httpx2.AsyncClient(**_arguments(self._url, self._transport))
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
-        body = bytearray()
-        try:
-            async with self._client.stream(**_request(self._url, send, httpx2.Timeout)) as response:
-                async for part in response.aiter_raw():
-                    body += part
-                    if len(body) > send.bytes_max or time.monotonic() > deadline:
-                        break
-                return _answer(response, bytes(body), send, deadline)
-        except httpx2.HTTPError as error:
-            return LineDown(_why(error, self._url))
-
-    async def close(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
-
-
-def _answer(response: httpx2.Response, body: bytes, send: Send, deadline: float) -> Answer | LineDown:
-    if time.monotonic() > deadline:
-        return LineDown("the answer takes too long")
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status_code, headers, body[: send.bytes_max + 1])
-
-
-def _why(error: Exception, url: str) -> str:
-    """The address and the system's own words, without its number for them."""
-    return f"{url}: {re.sub(r'^.Errno -?[0-9]+. ', '', str(error)) or type(error).__name__}"
+    if transport is None or isinstance(transport, httpx2.AsyncBaseTransport):
+        return transport
+    raise CallerError("syncing in the background needs a transport that is an httpx2.AsyncBaseTransport too")

@@ -18,6 +18,7 @@ from tallystick_client.actions import (
     Kept,
     LineDown,
     Persist,
+    Proof,
     Send,
     Tick,
     Woken,
@@ -86,7 +87,8 @@ class Enrolment:
                 digest = sha256_hex(self._request)
                 enrolled = self._trusted.enrolled(event.body, request_sha256=digest, now=tick.clock.at)
                 version = self._trusted.root.version
-                return Phase.KEEPING, Persist(KeepEnrolment(enrolled, self._root, version))
+                proof = Proof(self._request, event.body)
+                return Phase.KEEPING, Persist(KeepEnrolment(enrolled, self._root, version, proof))
             case _, Answer():
                 raise _refusal(event)
         raise RuntimeError(f"no way on from {self.phase.value}")

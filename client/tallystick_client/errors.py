@@ -22,7 +22,9 @@ __all__ = [
 
 
 class NotNow(CallerError):
-    """Codes: `TOO_LONG_OFFLINE`, `QUEUE_FULL`, `SUSPENDED`, `NO_BUNDLE`, `SYNC_RUNNING`, `NEEDS_CONNECTION`."""
+    """Codes: `TOO_LONG_OFFLINE`, `QUEUE_FULL`, `SUSPENDED`, `NO_BUNDLE`, `SYNC_RUNNING`, `NEEDS_CONNECTION`,
+    `RETIRED`.
+    """
 
     default_code = "NOT_NOW"
 

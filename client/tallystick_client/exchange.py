@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from tallystick_client.actions import Accept, Failed, KeepRoot, Reading
+from tallystick_client.actions import Accept, Failed, NewRoot, Proof, Reading
 from tallystick_client.errors import Untrusted
 from tallystick_client.journal import Writing, mark_columns, new_id, position_at, stored_events, verify_chain
 from tallystick_client.timekeeping import Judged, signed
@@ -60,12 +60,20 @@ def reading(view: Writing) -> Reading:
         events=events,
         leases=[LeaseUse(*row) for row in used],
         leases_digest=digest_of(_open_leases(view, through_seq)),
+        held=_open_leases(view, state.acknowledged_seq) if state.recovering else None,
         wants=[Want(*row) for row in wants],
         batch_events_max=state.batch_events_max,
         failures=state.failures,
         next_attempt_at=state.next_attempt_at,
         not_before_at=state.not_before_at,
+        retired=state.retired,
     )
+
+
+def proof(view: Writing) -> Proof | None:
+    """What shows a server that it enrolled this till; None where an older version enrolled it."""
+    row = view.run("SELECT request, answer FROM enrolment").fetchone()
+    return None if row is None else Proof(*row)
 
 
 def _open_leases(view: Writing, through_seq: int) -> list[Lease]:
@@ -84,7 +92,13 @@ def _open_leases(view: Writing, through_seq: int) -> list[Lease]:
 
 
 def close_done_leases(writing: Writing, judged: Judged) -> int:
-    """Closes, durably, the leases that are used up, expired, or too small for what was wanted of them; how many."""
+    """Closes, durably, the leases that are used up, expired, or too small for what was wanted of them; how many.
+
+    Of a till that is retired, all.
+    """
+    if writing.state.retired:
+        left = writing.run("SELECT id, 'retired' FROM leases WHERE state = 'active' ORDER BY number").fetchall()
+        return close_leases(writing, judged, dict(left))
     at = judged.at.isoformat()
     rows = writing.run(
         f"SELECT id, CASE WHEN {_USED_UP} THEN 'used up' WHEN expires_at <= ? THEN 'expired' ELSE 'too small' END"
@@ -156,11 +170,13 @@ def _take_leases(writing: Writing, judged: Judged, leases: Sequence[Lease]) -> i
 def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading) -> tuple[int, int]:
     """Takes a verified answer; how many leases were granted and how many closed. Steps, in this order:
 
-    1. its positions must be on our own chain (rule 26 of `trust`), else `Untrusted` and nothing is changed
-    2. signed time, epoch and mark
+    1. its positions must be on our own chain (rule 31 of `trust`), else `Untrusted` and nothing is changed; only in a
+       new epoch may the server have forgotten what it acknowledged
+    2. the roots it needed; signed time, epoch and mark. In a new epoch the next request tells of all leases, until the
+       server says that it has recovered
     3. outcomes of what it acknowledges
     4. leases whose close it acknowledges are closed
-    5. a new scope or a recall closes leases; with `leases_full`, so does absence
+    5. a new scope or a recall closes leases; with `leases_full`, so does absence, but not while the server recovers
     6. new leases
     7. what is durable and old is purged
     """
@@ -173,10 +189,12 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     if answer.acknowledged.seq < state.acknowledged_seq and not new_epoch:
         raise Untrusted("the server has forgotten events that it acknowledged", code="NOT_OUR_JOURNAL")
     # 2
+    keep_roots(writing, change.roots)
     mark = signed(judged.mark, clock, answer.server_time, lower=new_epoch)
     writing.change(
         server_epoch=answer.server_epoch,
         ledger_mark=answer.ledger_mark,
+        recovering=answer.recovering or new_epoch,
         device_state=answer.state,
         failures=0,
         not_before_at=None,
@@ -198,7 +216,7 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     for (lease_id,) in writing.run("SELECT id FROM leases WHERE state = 'active'").fetchall():
         if answer.scope != state.scope:
             reasons[lease_id] = "another scope"
-        elif answer.leases_full and lease_id not in listed:
+        elif answer.leases_full and lease_id not in listed and not writing.state.recovering:
             reasons[lease_id] = "not known to the server"
     closed = close_leases(writing, judged, reasons)
     if answer.scope != state.scope:
@@ -231,7 +249,7 @@ def _acknowledge(writing: Writing, change: Accept) -> None:
     for seq, exception in exceptions.items():
         writing.execute(
             "UPDATE events SET outcome = ?, reasons = ? WHERE seq = ? AND id = ?",
-            (exception.outcome.value, " ".join(exception.reasons), seq, exception.id),
+            (_known_outcome(exception.outcome), " ".join(exception.reasons), seq, exception.id),
         )
     counted = writing.run(
         "SELECT redemptions_so_far, minor_so_far FROM events WHERE seq = ?", (answer.acknowledged.seq,)
@@ -251,6 +269,11 @@ def _acknowledge(writing: Writing, change: Accept) -> None:
             "UPDATE wants SET units = units - ? WHERE voucher_id = ? AND units > ?",
             (want.units, want.voucher_id, want.units),
         )
+
+
+def _known_outcome(outcome: str) -> str:
+    """What a newer server calls by a name that this till does not know is at any rate not plainly applied."""
+    return outcome if outcome in {one.value for one in Outcome} else Outcome.FLAGGED.value
 
 
 def _purge(writing: Writing, at: datetime) -> None:
@@ -283,13 +306,18 @@ def trusted_state(view: Writing) -> Trusted:
     return Trusted(root, {scope: Floor(*rest) for scope, *rest in floors})
 
 
-def keep_root(writing: Writing, change: KeepRoot) -> None:
-    """A new root, and in the same transaction the floors that its new keys reset."""
-    writing.execute("INSERT INTO roots (version, raw) VALUES (?, ?)", (change.version, change.raw))
-    if change.bundle_changed:
-        writing.execute("DELETE FROM floors")
-    if change.receipt_changed:
-        writing.change(ledger_mark=0)
+def keep_roots(writing: Writing, roots: Sequence[NewRoot]) -> None:
+    """New roots, in the transaction of what they verify, and with the floors that their new keys reset.
+
+    New bundle keys are news to every process of this till: what the old ones signed is not believed any more.
+    """
+    for root in roots:
+        writing.execute("INSERT INTO roots (version, raw) VALUES (?, ?)", (root.version, root.raw))
+        if root.bundle_changed:
+            writing.execute("DELETE FROM floors")
+            writing.change(bundle_serial=writing.state.bundle_serial + 1)
+        if root.receipt_changed:
+            writing.change(ledger_mark=0)
 
 
 def keep_floor(writing: Writing, manifest: Manifest) -> None:

@@ -33,6 +33,7 @@ from tallystick_shared.journal import (
     Use,
     chain_next,
     encode,
+    read_envelope,
 )
 from tallystick_shared.signing import sha256_hex
 from tallystick_shared.wire import DeviceState
@@ -298,6 +299,11 @@ class Journal:
         with self.read() as view:
             return verify_chain(view, view.state.base_seq, view.state.head_seq)
 
+    def scrub(self) -> None:
+        """Brings the log into the file, so that it keeps nothing of what was erased; a reader at work delays that."""
+        with self._locked():
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         if os.getpid() != self._pid:
@@ -338,11 +344,30 @@ def verify_chain(view: Writing, after_seq: int, through_seq: int) -> int:
     for seq, digest, envelope in rows:
         count += 1
         if not previous or seq != after_seq + count or chain_next(previous, envelope) != digest:
-            raise StorageError(f"the journal is damaged: the chain breaks at event {seq}", code="JOURNAL_DAMAGED")
+            raise _broken_at(after_seq + count)
         previous = digest
-    if count != through_seq - after_seq or (through_seq == view.state.head_seq and previous != view.state.head_hash):
-        raise StorageError("the journal is damaged: its newest events are missing", code="JOURNAL_DAMAGED")
+    if count != through_seq - after_seq:
+        raise _broken_at(after_seq + count + 1)
+    if through_seq == view.state.head_seq and previous != view.state.head_hash:
+        raise _broken_at(through_seq)
     return count
+
+
+def _broken_at(seq: int) -> StorageError:
+    return StorageError(f"the journal is damaged: the chain breaks at event {seq}", code="JOURNAL_DAMAGED")
+
+
+def verify_bodies(view: Writing) -> int:
+    """Compares each body with the digest in its envelope; how many are erased. Raises `JOURNAL_DAMAGED` at the first.
+
+    The chain must have been verified: it says nothing of bodies, but that their digests are as they were written.
+    """
+    erased = 0
+    for seq, envelope, body in view.run("SELECT seq, envelope, body FROM events ORDER BY seq"):
+        erased += not body
+        if body and sha256_hex(body) != read_envelope(envelope).body_sha256:
+            raise StorageError(f"the journal is damaged: the body of event {seq} was changed", code="JOURNAL_DAMAGED")
+    return erased
 
 
 def stored_events(view: Writing, after_seq: int, events_max: int, bytes_max: int) -> list[StoredEvent]:

@@ -24,7 +24,7 @@ from tallystick_client.actions import (
     KeepBundle,
     KeepEnrolment,
     KeepKey,
-    KeepRoot,
+    KeepRoots,
     Kept,
     Persisted,
     Prepare,
@@ -41,7 +41,15 @@ from tallystick_client.online import OnlineRedemption
 from tallystick_client.reports import Receipt
 from tallystick_client.schema import set_aside
 from tallystick_client.store import DIRECTORY_NAME, Store
-from tallystick_client.terminal import OrderInput, Terminal, as_codes, as_order, count_customer, find_entries
+from tallystick_client.terminal import (
+    OrderInput,
+    Terminal,
+    as_codes,
+    as_order,
+    count_customer,
+    demand_not_retired,
+    find_entries,
+)
 from tallystick_client.timekeeping import Clock, read_clock, signed
 from tallystick_shared.engine import Reason, Result
 from tallystick_shared.journal import BATCH_EVENTS_MAX, chain_start, encode
@@ -83,7 +91,8 @@ class Keeper:
         with self.journal.read() as view:
             bundle = self.terminal.bundle(view)
             held = None if bundle is None else bundle.held
-            start = Start(exchange.reading(view), exchange.trusted_state(view), held, patient)
+            reading, trusted, proof = exchange.reading(view), exchange.trusted_state(view), exchange.proof(view)
+            start = Start(reading, trusted, held, patient, proof)
         return Machine(self.config.device, self.key), start
 
     def online_machine(self, order: OrderInput, codes: Sequence[str]) -> OnlineRedemption:
@@ -92,21 +101,17 @@ class Keeper:
         if not codes:
             raise InvalidInput("codes", "must hold at least one code")
         with self.journal.read() as view:
+            demand_not_retired(view.state)
             redemption_id = pending_id(view, order, codes) or new_id(self.terminal.judged(view).at)
-        request = RedeemRequest(redemption_id, msgspec.Raw(order_json(order)), codes, self.config.device)
-        return OnlineRedemption(redemption_id, encode(request), self.key)
+            request = RedeemRequest(redemption_id, msgspec.Raw(order_json(order)), codes, self.config.device)
+            trusted = exchange.trusted_state(view)
+        return OnlineRedemption(request, self.key, trusted)
 
     def perform(self, change: Change) -> Event:
         """Makes one change durable. Raises `StorageError`, `Untrusted`; then nothing of it was kept."""
         match change:
             case KeepBundle():
-                # the cache first: a floor above what the cache has would leave this till without vouchers
-                self.store.keep(change)
-                with self.journal.write() as writing:
-                    exchange.keep_floor(writing, change.manifest)
-                with self.journal.read() as view:
-                    self.terminal.bundle(view)
-                    return Persisted(exchange.reading(view))
+                return self._keep_bundle(change)
             case BeginOnline():
                 return self._begin_online(change)
             case FinishOnline():
@@ -127,13 +132,22 @@ class Keeper:
                     writing.change(batch_events_max=batch_events_max)
             case Accept():
                 granted, closed = exchange.accept(writing, change, judged, read_clock(self.clock))
-            case KeepRoot():
-                exchange.keep_root(writing, change)
+            case KeepRoots(roots):
+                exchange.keep_roots(writing, roots)
             case Failed():
                 exchange.keep_failure(writing, change)
             case _:
                 raise RuntimeError(f"{type(change).__name__} is not kept in a journal")
         return Persisted(exchange.reading(writing), granted, closed)
+
+    def _keep_bundle(self, change: KeepBundle) -> Persisted:
+        # the cache first: a floor above what the cache has would leave this till without vouchers
+        parts = self.store.keep(change)
+        with self.journal.write() as writing:
+            exchange.keep_roots(writing, change.roots)
+            exchange.keep_floor(writing, change.manifest)
+            self.terminal.take(change, parts, writing.state.bundle_serial)
+            return Persisted(exchange.reading(writing))
 
     def _begin_online(self, change: BeginOnline) -> Kept:
         request = msgspec.json.decode(change.request, type=RedeemRequest)
@@ -272,7 +286,8 @@ class Enroller:
             last_sync_at=None,
             **mark_columns(mark),
         )
-        Journal.create(path, state, change.root_version, change.root)
+        proof = change.proof
+        Journal.create(path, state, change.root_version, change.root, proof.request, proof.answer)
         config = Config(
             device=enrolled.device,
             server=enrolled.server,

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from enum import Enum
-from typing import Any
-from urllib.parse import quote
 
-import zstandard
-
+from tallystick_client import requests
 from tallystick_client.actions import (
     Accept,
     Action,
@@ -22,85 +18,36 @@ from tallystick_client.actions import (
     Event,
     Failed,
     Held,
-    KeepBundle,
-    KeepRoot,
+    KeepRoots,
     LineDown,
+    NewRoot,
     Persist,
     Persisted,
     Prepare,
+    Proof,
     Reading,
-    Send,
     Start,
     Tick,
     Wait,
     Woken,
+    challenge_of,
     is_the_servers_word,
     problem_of,
     retry_after_s,
 )
 from tallystick_client.errors import TallystickError, TryLater
+from tallystick_client.fetching import Fetching
+from tallystick_client.phases import TRANSITIONS, Phase
 from tallystick_client.reports import SyncReport
-from tallystick_client.trust import Trusted, snapshot
-from tallystick_shared.bundle import BLOB_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest
+from tallystick_client.trust import Trusted
 from tallystick_shared.errors import RemoteError, Untrusted
-from tallystick_shared.journal import BATCH_EVENTS_MAX, encode, join_events
-from tallystick_shared.signing import COMPACT_BYTES_MAX, ROOT_BYTES_MAX, SigningKey, Typ, sha256_hex
+from tallystick_shared.journal import BATCH_EVENTS_MAX
+from tallystick_shared.signing import SigningKey, sha256_hex
 from tallystick_shared.wire import (
-    API,
-    AUTH_SCHEME,
-    DeviceRequest,
     DeviceState,
-    EventsRef,
     Outcome,
-    SyncHead,
 )
 
-
-class Phase(Enum):
-    IDLE = "idle"
-    WAITING = "waiting"
-    PREPARING = "preparing"
-    SYNCING = "syncing"
-    ACCEPTING = "accepting"
-    ROOT = "root"
-    KEEPING_ROOT = "keeping root"
-    MANIFEST = "manifest"
-    SNAPSHOT = "snapshot"
-    KEEPING_BUNDLE = "keeping bundle"
-    FAILING = "failing"
-    DONE = "done"
-
-
-TRANSITIONS: dict[Phase, dict[type[Any], frozenset[Phase]]] = {
-    Phase.IDLE: {Start: frozenset({Phase.WAITING, Phase.PREPARING, Phase.DONE})},
-    Phase.WAITING: {Woken: frozenset({Phase.PREPARING})},
-    Phase.PREPARING: {Persisted: frozenset({Phase.SYNCING})},
-    Phase.SYNCING: {
-        Answer: frozenset({Phase.ACCEPTING, Phase.PREPARING, Phase.ROOT, Phase.SYNCING, Phase.FAILING, Phase.DONE}),
-        LineDown: frozenset({Phase.FAILING}),
-    },
-    Phase.ACCEPTING: {Persisted: frozenset({Phase.PREPARING, Phase.ROOT, Phase.MANIFEST, Phase.DONE})},
-    Phase.ROOT: {
-        Answer: frozenset({Phase.KEEPING_ROOT, Phase.ACCEPTING, Phase.MANIFEST, Phase.FAILING, Phase.DONE}),
-        LineDown: frozenset({Phase.FAILING}),
-    },
-    Phase.KEEPING_ROOT: {Persisted: frozenset({Phase.ROOT, Phase.ACCEPTING, Phase.MANIFEST, Phase.DONE})},
-    Phase.MANIFEST: {
-        Answer: frozenset(
-            {Phase.SNAPSHOT, Phase.KEEPING_BUNDLE, Phase.ROOT, Phase.MANIFEST, Phase.FAILING, Phase.DONE}
-        ),
-        LineDown: frozenset({Phase.FAILING}),
-    },
-    Phase.SNAPSHOT: {
-        Answer: frozenset({Phase.KEEPING_BUNDLE, Phase.FAILING, Phase.DONE}),
-        LineDown: frozenset({Phase.FAILING}),
-    },
-    Phase.KEEPING_BUNDLE: {Persisted: frozenset({Phase.DONE})},
-    Phase.FAILING: {Persisted: frozenset({Phase.DONE})},
-}
-"""The protocol: in which phase which event may lead where. `step` allows nothing else."""
-
-SYNC_TYPE = "application/vnd.tallystick.sync"
 ROUNDS_MAX = 500
 """Of one sync: enough for 250,000 events, and an end whatever the server says."""
 BACKOFF_BASE_S = 2
@@ -125,9 +72,12 @@ class Machine:
         self._answer_root_version = 0
         self._answer_manifest: tuple[int, int] = (0, 0)
         self._raw = b""  # a signed message that waits for its root
-        self._manifest_raw, self._etag = b"", ""
-        self._manifest: Manifest | None = None
+        self._etag = ""
+        self._fetching: Fetching
+        self._proof: Proof | None = None
+        self._roots: list[NewRoot] = []  # taken, and kept together with what they verify
         self._request_sha256 = ""
+        self._challenge = ""
         self._reauthenticated = False
         self._resume: _Resume
         self._unbelieved: Untrusted | None = None
@@ -160,10 +110,7 @@ class Machine:
                 return self._send_sync(tick)
             case Phase.ACCEPTING, Persisted():
                 return self._accepted(event, tick)
-            case Phase.KEEPING_ROOT, Persisted():
-                self._reading = event.reading
-                return self._resume(tick)
-            case Phase.KEEPING_BUNDLE, Persisted():
+            case ((Phase.KEEPING_BUNDLE | Phase.KEEPING_ROOTS), Persisted()):
                 self._reading = event.reading
                 return self._done()
             case Phase.FAILING, Persisted():
@@ -178,7 +125,7 @@ class Machine:
 
     def _start(self, start: Start, tick: Tick) -> tuple[Phase, Action]:
         reading = self._reading = start.reading
-        self._trusted, self._held = start.trusted, start.held
+        self._trusted, self._held, self._proof = start.trusted, start.held, start.proof
         asked = tick.seconds_until(reading.not_before_at)
         if not start.patient:
             if reading.not_before_at is not None and asked > 0:
@@ -202,32 +149,11 @@ class Machine:
         self._closed += persisted.leases_closed
 
     def _send_sync(self, tick: Tick) -> tuple[Phase, Action]:
-        reading = self._reading
-        frame = b""
-        if reading.events:
-            frame = zstandard.ZstdCompressor().compress(join_events(reading.events))
-        head = SyncHead(
-            device=self._device,
-            nonce=tick.nonce,
-            server_epoch=reading.server_epoch,
-            ledger_mark=reading.ledger_mark,
-            head=reading.head,
-            after=reading.after,
-            through=reading.through,
-            events=EventsRef(len(reading.events), len(frame), sha256_hex(frame)),
-            leases=reading.leases,
-            leases_digest=reading.leases_digest,
-            lease_number=reading.lease_number,
-            wants=reading.wants,
-            clock=tick.clock,
-            manifest_version=reading.bundle_version,
-        )
-        body = self._key.sign(Typ.SYNC, encode(head)) + b"\n" + frame
+        body = requests.sync_body(self._device, self._key, self._reading, tick.clock, self._challenge or tick.nonce)
         self._request_sha256 = sha256_hex(body)
         self._rounds += 1
-        self._sent += len(reading.events)
-        headers = {"content-type": SYNC_TYPE, "accept": "application/jose"}
-        return Phase.SYNCING, Send("POST", f"{API}/sync", headers, body, COMPACT_BYTES_MAX)
+        self._sent += len(self._reading.events)
+        return Phase.SYNCING, requests.sync(body)
 
     def _accept(self, tick: Tick) -> tuple[Phase, Action]:
         reading = self._reading
@@ -246,8 +172,8 @@ class Machine:
         self._answer_root_version = answer.root_version
         self._answer_manifest = (answer.server_epoch, answer.manifest_version)
         for exception in answer.exceptions:
-            self._outcomes[exception.outcome.value] += 1
-        return Phase.ACCEPTING, Persist(Accept(answer, reading.wants))
+            self._outcomes[exception.outcome] = self._outcomes.get(exception.outcome, 0) + 1
+        return Phase.ACCEPTING, Persist(Accept(answer, reading.wants, self._taken_roots()))
 
     def _accepted(self, persisted: Persisted, tick: Tick) -> tuple[Phase, Action]:
         before, after = self._reading.after, persisted.reading.after
@@ -257,6 +183,23 @@ class Machine:
         if after.seq < persisted.reading.head.seq and moved and self._rounds < ROUNDS_MAX:
             return self._prepare(None)
         return self._catch_up(tick)
+
+    # -- a server that has forgotten this till
+
+    def _enrol_again(self, proof: Proof, tick: Tick) -> tuple[Phase, Action]:
+        self._proof = None  # once a sync is enough
+        send = requests.enrol_again(self._device, self._key, proof, tick.nonce)
+        self._request_sha256 = sha256_hex(send.body)
+        return Phase.AGAIN, send
+
+    def _known_again(self, tick: Tick) -> tuple[Phase, Action]:
+        try:
+            enrolled = self._trusted.enrolled(self._raw, request_sha256=self._request_sha256, now=tick.at)
+        except Untrusted as error:
+            return self._ask_for_root(error, self._known_again)
+        if enrolled.device != self._device:
+            raise Untrusted("the server takes this till for another one", code="NOT_OUR_REQUEST")
+        return self._send_sync(tick)
 
     # -- roots
 
@@ -273,64 +216,78 @@ class Machine:
             raise error
         return self._fetch_root(error, resume)
 
+    def _taken_roots(self) -> list[NewRoot]:
+        taken, self._roots = self._roots, []
+        return taken
+
     def _fetch_root(self, otherwise: Untrusted, resume: _Resume) -> tuple[Phase, Action]:
         self._unbelieved, self._resume = otherwise, resume
-        path = f"{API}/roots/{self._trusted.root.version + 1}"
-        return Phase.ROOT, Send("GET", path, {"accept": "application/json"}, b"", ROOT_BYTES_MAX)
+        return Phase.ROOT, requests.root(self._trusted.root.version + 1)
 
-    def _root_came(self, answer: Answer) -> tuple[Phase, Action]:
+    def _root_came(self, answer: Answer, tick: Tick) -> tuple[Phase, Action]:
         old = self._trusted.root
         self._trusted = self._trusted.next_root(answer.body)
         new = self._trusted.root
         if set(old.roles.bundle.kids) != set(new.roles.bundle.kids):
             self._held = None  # what the old keys signed is not believed any more
-        change = KeepRoot(
+        taken = NewRoot(
             answer.body,
             new.version,
             bundle_changed=set(old.roles.bundle.kids) != set(new.roles.bundle.kids),
             receipt_changed=set(old.roles.receipt.kids) != set(new.roles.receipt.kids),
         )
-        return Phase.KEEPING_ROOT, Persist(change)
+        self._roots.append(taken)
+        return self._resume(tick)
 
     # -- the bundle
 
     def _want_bundle(self, tick: Tick) -> tuple[Phase, Action]:
         epoch, version = self._answer_manifest
         if version == 0 or self._reading.device_state is not DeviceState.ACTIVE:
-            return self._done()
+            return self._finish()
         held = self._held
         young = held is not None and held.is_young(self._reading.scope, tick.at)
         if held is not None and young and (held.manifest.server_epoch, held.manifest.version) == (epoch, version):
-            return self._done()
+            return self._finish()
         return self._send_manifest(tick)
 
     def _send_manifest(self, tick: Tick) -> tuple[Phase, Action]:
-        path = f"{API}/scopes/{quote(self._reading.scope, safe='')}/manifest"
-        proof = self._key.sign(Typ.REQUEST, encode(DeviceRequest(self._device, "GET", path, tick.clock.at)))
-        headers = {"authorization": f"{AUTH_SCHEME} {proof.decode('ascii')}", "accept": "application/jose"}
-        if self._held is not None and self._held.is_young(self._reading.scope, tick.at) and self._held.etag:
-            headers["if-none-match"] = self._held.etag
-        return Phase.MANIFEST, Send("GET", path, headers, b"", MANIFEST_BYTES_MAX)
+        return Phase.MANIFEST, requests.manifest(self._device, self._key, self._reading.scope, self._held, tick)
 
     def _manifest_came(self, tick: Tick) -> tuple[Phase, Action]:
         try:
-            manifest = self._trusted.manifest(self._manifest_raw, self._reading.scope, now=tick.at)
+            manifest = self._trusted.manifest(self._raw, self._reading.scope, now=tick.at)
         except Untrusted as error:
             return self._ask_for_root(error, self._manifest_came)
-        self._manifest = manifest
-        if self._held is not None and self._held.manifest.snapshot == manifest.snapshot:
-            return self._keep_bundle(manifest, None)
-        if manifest.snapshot.bytes > BLOB_BYTES_MAX:
-            raise Untrusted(f"the snapshot would have {manifest.snapshot.bytes} bytes", code="TOO_LARGE")
-        path = f"{API}/blobs/{manifest.snapshot.sha256}"
-        return Phase.SNAPSHOT, Send("GET", path, {}, b"", manifest.snapshot.bytes)
+        self._fetching = Fetching(self._raw, manifest, self._etag, self._held)
+        return self._fetch_blob()
 
-    def _keep_bundle(self, manifest: Manifest, blob: bytes | None) -> tuple[Phase, Action]:
-        if blob is not None:
-            snapshot(blob, manifest.snapshot, manifest.state_digest)
-        self._trusted = self._trusted.with_floor(manifest)
-        change = KeepBundle(self._manifest_raw, manifest, self._etag, blob)
+    def _fetch_blob(self) -> tuple[Phase, Action]:
+        try:
+            ref = self._fetching.wanted()
+            if ref is not None:
+                return Phase.BLOB, requests.blob(ref)
+            change = self._fetching.change(self._roots)
+        except Untrusted as error:
+            return self._take_snapshot(error)
+        self._roots = []
+        self._trusted = self._trusted.with_floor(self._fetching.manifest)
         return Phase.KEEPING_BUNDLE, Persist(change)
+
+    def _blob_came(self, raw: bytes) -> tuple[Phase, Action]:
+        try:
+            self._fetching.take(raw)
+        except Untrusted as error:
+            return self._take_snapshot(error)
+        return self._fetch_blob()
+
+    def _take_snapshot(self, error: TallystickError) -> tuple[Phase, Action]:
+        """Where the deltas do not lead on from what is held, the whole does; where that fails too, there is no way."""
+        if not self._fetching.from_held:
+            raise error
+        self._held = None
+        self._fetching = self._fetching.anew()
+        return self._fetch_blob()
 
     # -- answers, and their absence
 
@@ -344,32 +301,42 @@ class Machine:
         if answer.status == 413 and self.phase is Phase.SYNCING and len(self._reading.events) > 1:
             return self._prepare(len(self._reading.events) // 2)
         if self.phase is Phase.MANIFEST and answer.status == 304 and self._held is not None:
-            return self._done()
+            return self._finish()
         if not is_the_servers_word(answer):
             code, _ = problem_of(answer)
             return self._fail(f"something else than the server answered, with {answer.status}", code, answer, tick)
         if self.phase is Phase.ROOT and answer.status == 404 and self._unbelieved is not None:
             raise self._unbelieved
+        if challenge := challenge_of(answer) if self.phase is Phase.SYNCING and not self._challenge else "":
+            self._challenge = challenge
+            return self._send_sync(tick)
+        code, detail = problem_of(answer)
+        if code == "UNKNOWN_DEVICE" and self.phase is Phase.SYNCING and self._proof is not None:
+            return self._enrol_again(self._proof, tick)
         if answer.status == 401 and not self._reauthenticated and self.phase in (Phase.SYNCING, Phase.MANIFEST):
             self._reauthenticated = True
             return self._send_sync(tick) if self.phase is Phase.SYNCING else self._send_manifest(tick)
-        code, detail = problem_of(answer)
-        raise RemoteError(f"the server refused: {detail}", code=code)
+        refusal = RemoteError(f"the server refused: {detail}", code=code)
+        if self.phase is Phase.BLOB:
+            return self._take_snapshot(refusal)
+        raise refusal
 
     def _succeeded(self, answer: Answer, tick: Tick) -> tuple[Phase, Action]:
         match self.phase:
-            case Phase.SYNCING:
-                self._raw = answer.body
-                return self._accept(tick)
             case Phase.ROOT:
-                return self._root_came(answer)
-            case Phase.MANIFEST:
-                self._manifest_raw, self._etag = answer.body, answer.headers.get("etag", "")[:256]
-                return self._manifest_came(tick)
+                return self._root_came(answer, tick)
+            case Phase.BLOB:
+                return self._blob_came(answer.body)
+        self._raw = answer.body
+        match self.phase:
+            case Phase.SYNCING:
+                self._challenge = ""
+                return self._accept(tick)
+            case Phase.AGAIN:
+                return self._known_again(tick)
             case _:
-                if self._manifest is None:
-                    raise RuntimeError("a snapshot without a manifest")
-                return self._keep_bundle(self._manifest, answer.body)
+                self._etag = answer.headers.get("etag", "")[:256]
+                return self._manifest_came(tick)
 
     def _fail(self, message: str, code: str, answer: Answer | None, tick: Tick) -> tuple[Phase, Action]:
         failures = self._reading.failures + 1
@@ -381,6 +348,12 @@ class Machine:
         self._error = TryLater(message, next_attempt_at=next_attempt_at, code=code)
         change = Failed(next_attempt_at, not_before_at, len(self._reading.events) // 2 if halve else None)
         return Phase.FAILING, Persist(change)
+
+    def _finish(self) -> tuple[Phase, Action]:
+        """The end, once roots that nothing else was kept with are kept."""
+        if self._roots:
+            return Phase.KEEPING_ROOTS, Persist(KeepRoots(self._taken_roots()))
+        return self._done()
 
     def _done(self) -> tuple[Phase, Action]:
         exceptions = sum(self._outcomes.values())

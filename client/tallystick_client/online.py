@@ -29,11 +29,13 @@ from tallystick_client.actions import (
     problem_of,
 )
 from tallystick_client.errors import TallystickError
+from tallystick_client.trust import Trusted
 from tallystick_shared.engine import Result
 from tallystick_shared.errors import CallerError, RemoteError, Untrusted
+from tallystick_shared.journal import encode
 from tallystick_shared.model import Order, parse_order
-from tallystick_shared.signing import SigningKey, Typ
-from tallystick_shared.wire import API, RedeemAnswer, RedeemRequest
+from tallystick_shared.signing import SigningKey, Typ, sha256_hex
+from tallystick_shared.wire import API, RedeemRequest
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 TIMEOUT_S = 8.0
@@ -49,49 +51,52 @@ class Phase(Enum):
 
 
 class OnlineRedemption:
-    """`request` is the encoded `RedeemRequest` with the id."""
+    """`request` has the id, and the device whose `key` signs it."""
 
-    def __init__(self, redemption_id: str, request: bytes, key: SigningKey) -> None:
+    def __init__(self, request: RedeemRequest, key: SigningKey, trusted: Trusted) -> None:
         self.phase = Phase.IDLE
-        self._id, self._request, self._key = redemption_id, request, key
+        self._asked, self._id, self._device = request, request.id, request.device or ""
+        self._body = key.sign(Typ.REDEEM, encode(request))
+        self._trusted = trusted
         self._error: TallystickError | None = None
 
     def step(self, event: Event, tick: Tick) -> Action:
         """The next action, `Done` with a `Receipt` at last; `Woken` starts it."""
         try:
-            self.phase, action = self._handle(event)
+            self.phase, action = self._handle(event, tick)
         except TallystickError as error:
             self.phase, action = Phase.DONE, Done(None, error)
         return action
 
-    def _handle(self, event: Event) -> tuple[Phase, Action]:
+    def _handle(self, event: Event, tick: Tick) -> tuple[Phase, Action]:
         match self.phase, event:
             case Phase.IDLE, Woken():
-                return Phase.BEGINNING, Persist(BeginOnline(self._id, self._request))
+                return Phase.BEGINNING, Persist(BeginOnline(self._id, encode(self._asked)))
             case Phase.BEGINNING, Kept():
-                headers = {"content-type": "application/jose", "accept": "application/json"}
-                body = self._key.sign(Typ.REDEEM, self._request)
-                return Phase.ASKING, Send("POST", f"{API}/redemptions", headers, body, ANSWER_BYTES_MAX, TIMEOUT_S)
+                headers = {"content-type": "application/jose", "accept": "application/jose"}
+                send = Send("POST", f"{API}/redemptions", headers, self._body, ANSWER_BYTES_MAX, TIMEOUT_S)
+                return Phase.ASKING, send
             case Phase.ASKING, LineDown():
                 return Phase.KEEPING, Persist(FallBack(self._id))
             case Phase.ASKING, Answer():
-                return Phase.KEEPING, Persist(self._said(event))
+                return Phase.KEEPING, Persist(self._said(event, tick))
             case Phase.KEEPING, Kept():
                 return Phase.DONE, Done(event.receipt, self._error)
         raise RuntimeError(f"no way on from {self.phase.value}")
 
-    def _said(self, answer: Answer) -> FinishOnline | FallBack:
+    def _said(self, answer: Answer, tick: Tick) -> FinishOnline | FallBack:
         """Raises `RemoteError` where the server may have the id all the same: then the attempt stays open."""
         if answer.status not in (200, 201):
             return self._refused(answer)
         try:
-            said = msgspec.json.decode(answer.body, type=RedeemAnswer)
+            digest = sha256_hex(self._body)
+            said = self._trusted.redeemed(answer.body, device=self._device, request_sha256=digest, now=tick.at)
             result = msgspec.json.decode(said.result, type=Result)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return FallBack(self._id)
+        except (Untrusted, msgspec.DecodeError, UnicodeDecodeError):
+            return FallBack(self._id)  # nobody's word; the server counts the id once, whatever it has of it
         if said.id != self._id:
             return FallBack(self._id)
-        demand_result_of(parse_order(bytes(msgspec.json.decode(self._request, type=RedeemRequest).order)), result)
+        demand_result_of(parse_order(bytes(self._asked.order)), result)
         return FinishOnline(self._id, said)
 
     def _refused(self, answer: Answer) -> FinishOnline | FallBack:

@@ -16,8 +16,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tallystick_client.directory import LineConfig
 from tallystick_client.errors import TallystickError
 from tallystick_client.reports import Receipt, Status, SyncReport, VoidReceipt
+from tallystick_client.tls import without_password
 from tallystick_shared.engine import Applied, Best, Qualified, Reason, Refused, Result
 from tallystick_shared.errors import one_line
 from tallystick_shared.model import Order
@@ -94,7 +96,7 @@ def show_receipt(console: Console, order: Order, receipt: Receipt) -> None:
     show_result(console, order, receipt.result)
     if receipt.redeemed:
         where = "at the server" if receipt.online else "on this till"
-        console.print(Text(f"REDEEMED {where}  {_time(receipt.at)}", style="bold green"))
+        console.print(Text(f"REDEEMED {where}  {local_time(receipt.at)}", style="bold green"))
         console.print(Text(f"receipt {receipt.id}", style="dim"))
     else:
         console.print(Text("NOTHING REDEEMED", style="bold red"))
@@ -116,14 +118,23 @@ def show_sync(console: Console, report: SyncReport) -> None:
     console.print(table)
 
 
+def show_line(console: Console, server_url: str, line: LineConfig) -> None:
+    table = _pairs()
+    _add(table, "server", server_url)
+    _add(table, "CAs", "those of this machine" if line.ca_pem is None else f"{line.ca_pem.count('BEGIN')} kept here")
+    _add(table, "pins", "none" if not line.pins else " ".join(line.pins))
+    _add(table, "proxy", "as the environment says" if line.proxy is None else without_password(line.proxy))
+    console.print(table)
+
+
 def show_status(console: Console, status: Status) -> None:
     good = status.state == "active" and status.freshness == "fresh"
-    expires = "" if status.bundle_expires_at is None else f", good until {_time(status.bundle_expires_at)}"
+    expires = "" if status.bundle_expires_at is None else f", good until {local_time(status.bundle_expires_at)}"
     table = _pairs()
     _add(table, "till", f"{status.name}, store {status.store}, scope {status.scope}")
     _add(table, "state", plain(f"{status.state}, {status.freshness}", "green" if good else "yellow"))
     _add(table, "vouchers", f"{status.bundle_vouchers} in version {status.bundle_version}{expires}")
-    _add(table, "last sync", "never" if status.last_sync_at is None else _time(status.last_sync_at))
+    _add(table, "last sync", "never" if status.last_sync_at is None else local_time(status.last_sync_at))
     _add(table, "waiting", f"{status.waiting} events ({status.waiting_redemptions} redemptions) to be sent")
     _add(
         table,
@@ -298,7 +309,7 @@ def _leases(status: Status) -> Table:
         used = ", ".join(str(used) for used, granted in parts if granted is not None)
         granted = ", ".join(str(granted) for _, granted in parts if granted is not None)
         state = lease.state if lease.state == "active" else f"{lease.state}: {lease.reason}"
-        _add(table, lease.code or lease.voucher_id, used, granted, _time(lease.expires_at), state)
+        _add(table, lease.code or lease.voucher_id, used, granted, local_time(lease.expires_at), state)
     return table
 
 
@@ -313,6 +324,6 @@ def _add(table: Table, *cells: str | Text) -> None:
     table.add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
-def _time(at: datetime) -> str:
+def local_time(at: datetime) -> str:
     """In the time of the machine's zone, as a clock on the wall shows it."""
     return f"{at.astimezone():%Y-%m-%d %H:%M}"

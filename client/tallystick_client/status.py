@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from tallystick_client.bundle import Bundle
 from tallystick_client.directory import Config
 from tallystick_client.journal import Writing
 from tallystick_client.reports import FlaggedEvent, LeaseStatus, Status
-from tallystick_client.store import Bundle
 from tallystick_client.terminal import Terminal
 from tallystick_client.timekeeping import Judged
 from tallystick_shared.wire import DeviceState
@@ -65,17 +65,14 @@ def _leases(view: Writing, bundle: Bundle | None) -> list[LeaseStatus]:
         "SELECT id, number, voucher_id, units, minor, used_units, used_minor, expires_at, state, reason FROM leases"
         " WHERE state <> 'closed' ORDER BY number"
     ).fetchall()
-    wanted = {row[2] for row in rows}
-    codes = {} if bundle is None else {v.id: code for code, v in bundle.vouchers.items() if v.id in wanted}
     shown = []
     for lease_id, number, voucher_id, units, minor, used_units, used_minor, expires_at, state, reason in rows:
-        entry = bundle.find(codes[voucher_id]) if bundle is not None and voucher_id in codes else None
         shown.append(
             LeaseStatus(
                 id=lease_id,
                 number=number,
                 voucher_id=voucher_id,
-                code=entry.compiled.voucher.code if entry and entry.compiled else codes.get(voucher_id),
+                code=None if bundle is None else _shown_code(bundle, voucher_id),
                 units=units,
                 minor=minor,
                 used_units=used_units,
@@ -86,6 +83,11 @@ def _leases(view: Writing, bundle: Bundle | None) -> list[LeaseStatus]:
             )
         )
     return shown
+
+
+def _shown_code(bundle: Bundle, voucher_id: str) -> str | None:
+    entry = bundle.by_id(voucher_id)
+    return entry.compiled.voucher.code if entry and entry.compiled else bundle.vouchers.code_of(voucher_id)
 
 
 def _flagged(view: Writing) -> list[FlaggedEvent]:
@@ -101,6 +103,8 @@ def _notes(view: Writing, bundle: Bundle | None, judged: Judged, flagged: list[F
     """Sentences for the person at the till, most urgent first."""
     state = view.state
     notes = []
+    if state.retired:
+        notes.append("this till was retired when its journal was exported with --final, and redeems no more")
     if state.device_state is not DeviceState.ACTIVE:
         notes.append(f"this till is {state.device_state.value} at the server and may not redeem: call the operator")
     if bundle is None:

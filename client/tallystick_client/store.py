@@ -2,8 +2,12 @@
 
 Source: protocol.md, section 8. Everything in the cache is the exact bytes that were verified, and is verified again
 when it is read: whoever can write to it can at most make this till fetch the bundle again. A cache that cannot be
-trusted is renamed aside. Few and large values: a bundle is one manifest and its blob in chunks; the index over it is
-made once a version, and a voucher is decoded and compiled when it is first asked for.
+trusted is renamed aside. Few and large values: `bundle/SCOPE` says what a bundle is made of (`Parts`), its blobs are
+kept in chunks, and the manifests that name them beside them. A voucher is decoded and compiled when it is first asked
+for.
+
+A bundle under new root keys is committed here before its root is in the journal. Until then the one before it stays, as
+`before/SCOPE`: a power cut between the two leaves a till that has vouchers.
 """
 
 from __future__ import annotations
@@ -19,15 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import diskcache
+import msgspec
 
-from tallystick_client.actions import Held, KeepBundle
+from tallystick_client.actions import KeepBundle
+from tallystick_client.blobs import Changes, Vouchers, delta, ends_of, snapshot, together
+from tallystick_client.bundle import Bundle, Part, Parts
 from tallystick_client.errors import StorageError, TallystickError, Untrusted
 from tallystick_client.schema import explained
-from tallystick_client.trust import Trusted, snapshot
-from tallystick_shared.bundle import BLOB_BYTES_MAX, BundleVoucher, Manifest
-from tallystick_shared.engine import CompiledVoucher, compile_voucher
-from tallystick_shared.errors import InvalidInput
-from tallystick_shared.model import load_voucher
+from tallystick_client.trust import Trusted
+from tallystick_shared.bundle import BLOB_BYTES_MAX, BlobRef, BundleVoucher, Manifest
+from tallystick_shared.journal import encode
 from tallystick_shared.signing import sha256_hex
 
 DIRECTORY_NAME = "cache"
@@ -44,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "disk_min_file_size": 2 * CHUNK_BYTES,
 }
 _MODE_RAW = 1
+_PARTS = msgspec.json.Decoder(Parts)
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc] # diskcache ships no types
@@ -76,57 +82,6 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc] # diskcache ships no type
         raise Untrusted("the cache keeps no files", code="FOREIGN_CACHE")
 
 
-class Entry:
-    """One voucher of the bundle in force. `compiled` is None where this engine cannot read it (`NEEDS_UPDATE`)."""
-
-    __slots__ = ("compiled", "id", "revision_sha256")
-
-    def __init__(self, one: BundleVoucher) -> None:
-        self.id = one.id
-        raw = bytes(one.voucher)
-        self.revision_sha256 = sha256_hex(raw)
-        self.compiled: CompiledVoucher | None
-        try:
-            self.compiled = compile_voucher(load_voucher(raw))
-        except InvalidInput:
-            # written for a newer engine: unusable here, and only here; the terminal says NEEDS_UPDATE
-            self.compiled = None
-        if self.compiled is not None and self.compiled.folded != one.code:
-            self.compiled = None
-
-
-class Bundle:
-    """The bundle in force, in memory. Vouchers are decoded when first asked for, and kept."""
-
-    def __init__(self, manifest: Manifest, etag: str, vouchers: dict[str, BundleVoucher]) -> None:
-        self.manifest, self.etag = manifest, etag
-        self._raw = vouchers
-        self._entries: dict[str, Entry] = {}
-
-    def signed_again(self, manifest: Manifest, etag: str) -> Bundle:
-        """The same vouchers, and what was decoded of them, under a newer manifest."""
-        again = Bundle(manifest, etag, self._raw)
-        again._entries = self._entries
-        return again
-
-    @property
-    def held(self) -> Held:
-        return Held(self.manifest, self.etag)
-
-    @property
-    def vouchers(self) -> dict[str, BundleVoucher]:
-        return self._raw
-
-    def __len__(self) -> int:
-        return len(self._raw)
-
-    def find(self, folded: str) -> Entry | None:
-        entry = self._entries.get(folded)
-        if entry is None and folded in self._raw:
-            entry = self._entries[folded] = Entry(self._raw[folded])
-        return entry
-
-
 class Store:
     """The cache of one till. `label` names what is set aside; `notes` collects what a person should know."""
 
@@ -148,21 +103,27 @@ class Store:
     def load(self, trusted: Trusted, scope: str, before: Bundle | None = None) -> Bundle | None:
         """The bundle in force, verified again; None where there is none, or none that can be believed any more.
 
-        `before`: the one this process has in memory; of the same snapshot only the manifest is read.
+        `before`: the one this process has in memory. Where the new one leads on from it, only what is new is read, and
+        it is `before` itself that comes back, changed.
         """
+        collecting = gc.isenabled()
         with self._lock:
+            gc.disable()  # a hundred thousand young objects and no garbage among them: half the time otherwise
             try:
                 return self._load(trusted, scope, before)
-            except (Untrusted, sqlite3.DatabaseError, diskcache.Timeout) as error:
+            except (Untrusted, msgspec.DecodeError, sqlite3.DatabaseError, diskcache.Timeout) as error:
                 self._refuse(error)
                 return None
+            finally:
+                if collecting:
+                    gc.enable()
 
-    def keep(self, change: KeepBundle) -> None:
-        """Commits a verified bundle in one transaction; all others of the cache leave with it."""
+    def keep(self, change: KeepBundle) -> list[Part]:
+        """Commits a verified bundle in one transaction, and what it is made of; what no bundle needs leaves with it."""
         with self._lock:
             try:
-                self._keep(change)
-            except (Untrusted, sqlite3.DatabaseError, diskcache.Timeout) as error:
+                return self._keep(change)
+            except (Untrusted, msgspec.DecodeError, sqlite3.DatabaseError, diskcache.Timeout) as error:
                 self._refuse(error)
                 raise StorageError(
                     "the cache could not be trusted and was set aside: sync again to fetch the bundle", code="DISK"
@@ -170,40 +131,91 @@ class Store:
 
     def _load(self, trusted: Trusted, scope: str, before: Bundle | None) -> Bundle | None:
         cache = self._open()
-        raw = cache.get(f"manifest/{scope}")
-        if raw is None:
+        first = cache.get(f"bundle/{scope}")
+        if first is None:
             return None
-        manifest = trusted.manifest(raw, scope, now=None)
-        etag = (cache.get(f"etag/{scope}") or b"").decode("ascii", "replace")
-        if before is not None and before.manifest.snapshot == manifest.snapshot:
-            return before.signed_again(manifest, etag)
-        sha256 = manifest.snapshot.sha256
-        chunks = [cache.get(f"blob/{sha256}/{index}") for index in range(_chunk_count(manifest.snapshot.bytes))]
-        if None in chunks:
-            raise Untrusted("a part of the snapshot is missing", code="WRONG_DIGEST")
-        collecting = gc.isenabled()
-        gc.disable()  # a hundred thousand young objects and no garbage among them: half the time otherwise
         try:
-            return Bundle(manifest, etag, snapshot(b"".join(chunks), manifest.snapshot, None))
-        finally:
-            if collecting:
-                gc.enable()
+            return self._assemble(trusted, scope, _PARTS.decode(first), before)
+        except (Untrusted, msgspec.DecodeError) as error:
+            second = cache.get(f"before/{scope}")
+            if second is None:
+                raise Untrusted(str(error), code="FOREIGN_CACHE") from error
+            return self._assemble(trusted, scope, _PARTS.decode(second), before)
 
-    def _keep(self, change: KeepBundle) -> None:
-        scope, ref = change.manifest.scope, change.manifest.snapshot
+    def _assemble(self, trusted: Trusted, scope: str, parts: Parts, before: Bundle | None) -> Bundle:
+        """Each blob must be named by a signed manifest of its own, and all of them lead on from one to the next."""
+        manifest = trusted.manifest(self._manifest(parts.manifest), scope, now=None)
+        if before is not None and parts.blobs[: len(before.parts)] == before.parts and before.is_of(manifest):
+            known, version = before.parts, before.manifest.version
+        else:
+            known, version, before = [], 0, None
+        by_code: dict[str, BundleVoucher] = {}
+        deltas: list[Changes] = []
+        manifests: dict[str, Manifest] = {}
+        for part in parts.blobs[len(known) :]:
+            if part.manifest not in manifests:
+                manifests[part.manifest] = trusted.vouching(self._manifest(part.manifest), scope)
+            naming = manifests[part.manifest]
+            if naming.server_epoch != manifest.server_epoch:
+                raise Untrusted("a part of the bundle is of another epoch", code="FOREIGN_CACHE")
+            if version == 0:
+                _demand_named(part, naming.snapshot)
+                by_code, version = snapshot(self._blob(part), naming.snapshot), naming.snapshot.version
+                continue
+            ref, end = next((one for one in ends_of(naming) if one[0].sha256 == part.sha256), (None, 0))
+            if ref is None or not ref.from_version <= version < end:
+                raise Untrusted("a part of the bundle does not lead on from the one before", code="FOREIGN_CACHE")
+            deltas.append(delta(self._blob(part), ref))
+            version = end
+        if version != manifest.version:
+            raise Untrusted("the parts of the bundle do not lead to its version", code="FOREIGN_CACHE")
+        changes, total = together(deltas), int(manifest.state_digest, 16)
+        if before is not None:
+            before.advance(manifest, parts.etag, changes, total, parts.blobs)
+            return before
+        vouchers = Vouchers(by_code, total)
+        vouchers.apply(changes, total)
+        return Bundle(manifest, parts.etag, vouchers, parts.blobs)
+
+    def _manifest(self, sha256: str) -> bytes:
+        raw = self._open().get(f"manifest/{sha256}")
+        if raw is None or sha256_hex(raw) != sha256:
+            raise Untrusted("a manifest of the bundle is missing", code="WRONG_DIGEST")
+        return bytes(raw)
+
+    def _blob(self, part: Part) -> bytes:
         cache = self._open()
-        wanted = {f"manifest/{scope}": change.raw, f"etag/{scope}": change.etag.encode("ascii", "replace")}
-        blob_keys = {f"blob/{ref.sha256}/{index}" for index in range(_chunk_count(ref.bytes))}
-        if change.blob is not None:
-            for index in range(_chunk_count(ref.bytes)):
-                chunk = change.blob[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-                wanted[f"blob/{ref.sha256}/{index}"] = chunk
+        chunks = [cache.get(f"blob/{part.sha256}/{index}") for index in range(_chunk_count(part.bytes))]
+        if None in chunks:
+            raise Untrusted("a part of the bundle is missing", code="WRONG_DIGEST")
+        return b"".join(chunks)
+
+    def _keep(self, change: KeepBundle) -> list[Part]:
+        scope, digest = change.manifest.scope, sha256_hex(change.raw)
+        cache = self._open()
+        old = cache.get(f"bundle/{scope}")
+        blobs = [Part(one.ref.sha256, one.ref.bytes, digest) for one in change.blobs]
+        if change.vouchers is None:
+            if old is None:
+                raise Untrusted("the bundle that deltas lead on from is missing", code="FOREIGN_CACHE")
+            blobs = [*_PARTS.decode(old).blobs, *blobs]
+        parts = Parts(digest, change.etag, blobs)
+        wanted = {f"bundle/{scope}": encode(parts), f"manifest/{digest}": change.raw}
+        if change.roots and old is not None:
+            wanted[f"before/{scope}"] = bytes(old)
+        for one in change.blobs:
+            for index in range(_chunk_count(one.ref.bytes)):
+                wanted[f"blob/{one.ref.sha256}/{index}"] = one.raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        kept = _keys_of(parts)
+        if f"before/{scope}" in wanted:
+            kept |= _keys_of(_PARTS.decode(wanted[f"before/{scope}"]))
         with cache.transact():
             for key in list(cache):
-                if key not in wanted and key not in blob_keys:
+                if key not in wanted and key not in kept:
                     cache.delete(key)
             for key, value in wanted.items():
                 cache.set(key, value)
+        return blobs
 
     def _open(self) -> Any:
         path = self.directory / diskcache.core.DBNAME
@@ -238,6 +250,18 @@ class Store:
 def _is_malformed(error: sqlite3.Error) -> bool:
     """Tables that are not diskcache's own give a plain SQL error."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR
+
+
+def _demand_named(part: Part, ref: BlobRef) -> None:
+    if part.sha256 != ref.sha256:
+        raise Untrusted("the bundle does not begin with a snapshot", code="FOREIGN_CACHE")
+
+
+def _keys_of(parts: Parts) -> set[str]:
+    """The keys that a bundle needs."""
+    manifests = {parts.manifest, *(part.manifest for part in parts.blobs)}
+    blobs = {f"blob/{part.sha256}/{index}" for part in parts.blobs for index in range(_chunk_count(part.bytes))}
+    return blobs | {f"manifest/{sha256}" for sha256 in manifests}
 
 
 def _chunk_count(size_bytes: int) -> int:

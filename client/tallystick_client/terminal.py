@@ -11,12 +11,14 @@ from typing import Any
 
 import msgspec
 
+from tallystick_client.actions import KeepBundle
 from tallystick_client.attempts import close_attempt, earlier_receipt, pending_id
+from tallystick_client.bundle import Bundle, Entry, Part
 from tallystick_client.errors import InvalidInput, NotNow, StorageError
 from tallystick_client.exchange import keep_floor, trusted_state
 from tallystick_client.journal import Journal, State, Writing, new_id
 from tallystick_client.reports import Receipt
-from tallystick_client.store import Bundle, Entry, Store
+from tallystick_client.store import Store
 from tallystick_client.timekeeping import STEP_S_MIN, Clock, Judged, judge, read_clock
 from tallystick_shared.codes import fold
 from tallystick_shared.engine import Allowance, Reason, Result, Usage, brief, evaluate, result_json
@@ -145,6 +147,14 @@ class Terminal:
             self._serial = view.state.bundle_serial
         return self._bundle
 
+    def take(self, change: KeepBundle, parts: list[Part], serial: int) -> None:
+        """The bundle that this process has just verified and kept: it need not be read again."""
+        if change.vouchers is not None:
+            self._bundle = Bundle(change.manifest, change.etag, change.vouchers, parts)
+        elif self._bundle is not None:
+            self._bundle.advance(change.manifest, change.etag, change.changes, change.parts_sum, parts)
+        self._serial = serial
+
     def demand_bundle(self, view: Writing) -> Bundle:
         bundle = self.bundle(view)
         if bundle is None:
@@ -199,9 +209,12 @@ def as_id(text: str) -> str:
 
 def find_entries(bundle: Bundle, codes: Sequence[str]) -> dict[str, Entry]:
     """The vouchers of these codes, by folded code; a code that the bundle does not have is left out."""
+    spelled: dict[str, str] = {}
+    for code in codes:
+        spelled.setdefault(fold(code), code)
     found = {}
-    for folded in dict.fromkeys(fold(code) for code in codes):
-        entry = bundle.find(folded)
+    for folded, code in spelled.items():
+        entry = bundle.find(folded, code)
         if entry is not None:
             found[folded] = entry
     return found
@@ -210,8 +223,19 @@ def find_entries(bundle: Bundle, codes: Sequence[str]) -> dict[str, Entry]:
 # ---- whether this till may redeem at all --------------------------------------------------------------------------
 
 
+def demand_not_retired(state: State) -> None:
+    """Raises `NotNow`."""
+    if state.retired:
+        raise NotNow(
+            "this till was retired when its journal was exported with --final, and redeems no more: "
+            "enrol another directory",
+            code="RETIRED",
+        )
+
+
 def _demand_may_redeem(state: State, bundle: Bundle, judged: Judged) -> None:
     """The device's state and the caps of the manifest; voids and closes are never asked. Raises `NotNow`."""
+    demand_not_retired(state)
     if state.device_state is not DeviceState.ACTIVE:
         raise NotNow(
             f"this till is {state.device_state.value} at the server and may not redeem: call the operator",
@@ -304,23 +328,27 @@ def _use_allowance(writing: Writing, entry: Entry, minor: int, at: datetime) -> 
     return None
 
 
-def _customer_key(view: Writing, order: Order) -> str | None:
+def customer_key(view: Writing, customer_id: str) -> str:
     """A customer's id does not belong into a table that survives purging; its salted digest does."""
+    return hashlib.sha256(f"{view.state.customer_salt} {customer_id}".encode()).hexdigest()
+
+
+def _key_of(view: Writing, order: Order) -> str | None:
     if order.customer is None or order.customer.id is None:
         return None
-    return hashlib.sha256(f"{view.state.customer_salt} {order.customer.id}".encode()).hexdigest()
+    return customer_key(view, order.customer.id)
 
 
 def _customer_count(view: Writing, entry: Entry, order: Order) -> int:
     row = view.run(
-        "SELECT units FROM customer_uses WHERE voucher_id = ? AND customer = ?", (entry.id, _customer_key(view, order))
+        "SELECT units FROM customer_uses WHERE voucher_id = ? AND customer = ?", (entry.id, _key_of(view, order))
     ).fetchone()
     return 0 if row is None else int(row[0])
 
 
 def count_customer(writing: Writing, entry: Entry, order: Order, units: int) -> None:
     """Adds to (or, voiding, takes from) what this till knows of `per_customer`, until the voucher ends."""
-    customer = _customer_key(writing, order)
+    customer = _key_of(writing, order)
     if customer is None or entry.compiled is None or entry.compiled.voucher.limits.per_customer is None:
         return
     until = entry.compiled.voucher.valid_until

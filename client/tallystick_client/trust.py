@@ -15,30 +15,39 @@ Root (source: protocol.md, section 3)
  7. signatures of the last root's root role meet the last root's threshold [ROOT_THRESHOLD]
  8. signatures of its own root role meet its own threshold [ROOT_THRESHOLD]
  9. of a chain of roots only the last must not have expired, and only where something is believed for it [ROOT_EXPIRED]
-A root that changes the keys of `bundle` resets the floors of all scopes.
+A root that changes the keys of `bundle` resets the floors of all scopes; a root and what it verifies are kept together.
 
 Manifest
 10. signature, by a key of the role `bundle`
 11. it reads as a manifest [MALFORMED]
-12. it is of the scope asked for [WRONG_SCOPE]
-13. (server_epoch, version) is not below the scope's floor [ROLLBACK]
-14. at an equal version, the state digest is the floor's [SAME_VERSION_DIFFERS]
-15. it has not expired; not asked of the one in force, whose age `terminal` judges [EXPIRED]
+12. its deltas follow each other: from_version rises and ends below its version; where there are none its snapshot is of
+    its version, else the snapshot's version is not above its version, nor below the first delta's from_version
+    [MALFORMED]
+13. it is of the scope asked for [WRONG_SCOPE]
+14. (server_epoch, version) is not below the scope's floor [ROLLBACK]
+15. at an equal version, the state digest is the floor's [SAME_VERSION_DIFFERS]
+16. it has not expired; not asked of the one in force, whose age `terminal` judges [EXPIRED]
 
-Snapshot
-16. it has the size the manifest says, and at most `BLOB_BYTES_MAX` [TOO_LARGE]
-17. its digest is the manifest's [WRONG_DIGEST]
-18. it unpacks to at most `BLOB_UNPACKED_BYTES_MAX` bytes [TOO_LARGE]
-19. every line puts a voucher; no id and no code comes twice [MALFORMED]
-20. the number of vouchers and the digest of their state are the manifest's [STATE_DIGEST]
+Blobs, in `blobs`: a snapshot, and the deltas after it
+17. it has the size the manifest says, and at most `BLOB_BYTES_MAX` [TOO_LARGE]
+18. its digest is the manifest's [WRONG_DIGEST]
+19. it unpacks to at most `BLOB_UNPACKED_BYTES_MAX` bytes [TOO_LARGE]; it is zstd, and each line reads [MALFORMED]
+20. snapshot: every line puts a voucher; no id and no code comes twice [MALFORMED]
+21. snapshot: the number of vouchers is the manifest's [STATE_DIGEST]
+22. delta: no id and no code comes twice [MALFORMED]
+23. delta: it is of the manifest's epoch, and leads on from the version that is held; that is chosen by `machine`, else
+    the snapshot is taken
+24. what all of them lead to has the manifest's state digest [STATE_DIGEST]; after a delta this, or any other rule that
+    one breaks, means that the snapshot is taken instead
+25. delta: no voucher has the code of another one [MALFORMED]
 
-Answer to a sync, and to an enrolment (21, 22 and 23 only)
-21. signature, by a key of the role `receipt`
-22. it reads as such an answer [MALFORMED]
-23. it is for this device and answers exactly the request in flight [NOT_OUR_REQUEST]
-24. its epoch is not below ours [OLD_EPOCH]
-25. in the same epoch, its ledger mark is not below ours [OLD_LEDGER_MARK]
-26. what it acknowledges is within our journal, and at least what it calls durable [NOT_OUR_JOURNAL]; that its hashes
+Answer to a sync, to an enrolment (26, 27 and 28 only), and to an online redemption (26, 27 and 28 only)
+26. signature, by a key of the role `receipt`
+27. it reads as such an answer [MALFORMED]
+28. it is for this device and answers exactly the request in flight [NOT_OUR_REQUEST]
+29. its epoch is not below ours [OLD_EPOCH]
+30. in the same epoch, its ledger mark is not below ours [OLD_LEDGER_MARK]
+31. what it acknowledges is within our journal, and at least what it calls durable [NOT_OUR_JOURNAL]; that its hashes
     are those of our chain is checked by `exchange`, in the transaction that takes the answer
 """
 
@@ -46,24 +55,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import TypeVar
 
 import msgspec
-import zstandard
 
-from tallystick_shared.bundle import (
-    BLOB_BYTES_MAX,
-    BLOB_UNPACKED_BYTES_MAX,
-    MANIFEST_BYTES_MAX,
-    BlobRef,
-    BundleVoucher,
-    Manifest,
-    Role,
-    Root,
-    read_lines,
-    state_digest,
-    voucher_digest,
-)
+from tallystick_shared.bundle import MANIFEST_BYTES_MAX, Manifest, Role, Root
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Position
 from tallystick_shared.signing import (
@@ -75,10 +72,8 @@ from tallystick_shared.signing import (
     sha256_hex,
     verify,
 )
-from tallystick_shared.wire import Enrolled, SyncAnswer
+from tallystick_shared.wire import Enrolled, RedeemAnswer, SyncAnswer
 
-_UNPACK_STEP_BYTES = 1024 * 1024
-_UNPACK_WINDOW_BYTES_MAX = 128 * 1024 * 1024
 _T = TypeVar("_T")
 
 
@@ -140,13 +135,10 @@ class Trusted:
             raise Untrusted(f"the server's root expired on {day}: the operator has to renew it", code="ROOT_EXPIRED")
 
     def manifest(self, raw: bytes, scope: str, *, now: datetime | None) -> Manifest:
-        """A manifest, by rules 9 to 15; `now` None: it is the one in force, whose age does not matter here."""
+        """A manifest, by rules 9 to 16; `now` None: it is the one in force, whose age does not matter here."""
         if now is not None:
             self.demand_current_root(now)
-        payload = verify(raw, self.role_keys(self.root.roles.bundle), Typ.MANIFEST, bytes_max=MANIFEST_BYTES_MAX)
-        manifest = _read(payload, _MANIFEST, "manifest")
-        if manifest.scope != scope:
-            raise Untrusted("the manifest is of another scope", code="WRONG_SCOPE")
+        manifest = self.vouching(raw, scope)
         floor = self.floors.get(scope)
         if floor is not None:
             theirs, ours = (manifest.server_epoch, manifest.version), (floor.server_epoch, floor.version)
@@ -158,10 +150,19 @@ class Trusted:
             raise Untrusted("the manifest has expired", code="EXPIRED")
         return manifest
 
+    def vouching(self, raw: bytes, scope: str) -> Manifest:
+        """A manifest that may be of any version: one that vouches for blobs taken earlier. Rules 10 to 13."""
+        payload = verify(raw, self.role_keys(self.root.roles.bundle), Typ.MANIFEST, bytes_max=MANIFEST_BYTES_MAX)
+        manifest = _read(payload, _MANIFEST, "manifest")
+        _demand_deltas(manifest)
+        if manifest.scope != scope:
+            raise Untrusted("the manifest is of another scope", code="WRONG_SCOPE")
+        return manifest
+
     def answer(
         self, raw: bytes, *, device: str, request_sha256: str, epoch: int, mark: int, head: Position, now: datetime
     ) -> SyncAnswer:
-        """An answer to a sync, by rules 9 and 21 to 26. `epoch` and `mark` are the highest seen before."""
+        """An answer to a sync, by rules 9 and 26 to 31. `epoch` and `mark` are the highest seen before."""
         self.demand_current_root(now)
         payload = verify(raw, self.role_keys(self.root.roles.receipt), Typ.ANSWER)
         answer = _read(payload, _ANSWER, "answer")
@@ -179,7 +180,7 @@ class Trusted:
         return answer
 
     def enrolled(self, raw: bytes, *, request_sha256: str, now: datetime) -> Enrolled:
-        """The answer to an enrolment, by rules 9 and 21 to 23."""
+        """The answer to an enrolment, by rules 9 and 26 to 28."""
         self.demand_current_root(now)
         payload = verify(raw, self.role_keys(self.root.roles.receipt), Typ.ENROLLED)
         enrolled = _read(payload, _ENROLLED, "answer")
@@ -187,54 +188,21 @@ class Trusted:
             raise Untrusted("the answer is not to the request in flight", code="NOT_OUR_REQUEST")
         return enrolled
 
-
-def snapshot(raw: bytes, ref: BlobRef, digest: str | None) -> dict[str, BundleVoucher]:
-    """The vouchers of a snapshot by folded code, by rules 16 to 20; `digest` None leaves out the costly half of rule 20
-    for a blob that passed it before it was stored."""
-    if len(raw) != ref.bytes or len(raw) > BLOB_BYTES_MAX:
-        raise Untrusted(f"the snapshot has {len(raw)} bytes, not {ref.bytes}", code="TOO_LARGE")
-    if sha256_hex(raw) != ref.sha256:
-        raise Untrusted("the snapshot's digest is not the manifest's", code="WRONG_DIGEST")
-    by_code: dict[str, BundleVoucher] = {}
-    ids: set[str] = set()
-    lines = 0
-    for line in read_lines(unpack(raw, BLOB_UNPACKED_BYTES_MAX)):
-        if isinstance(line, str):
-            raise Untrusted("a snapshot drops nothing", code="MALFORMED")
-        by_code[line.code] = line
-        ids.add(line.id)
-        lines += 1
-    if len(by_code) != lines or len(ids) != lines:
-        raise Untrusted("the snapshot has a voucher twice", code="MALFORMED")
-    if lines != ref.vouchers:
-        raise Untrusted(f"the snapshot has {lines} vouchers, not {ref.vouchers}", code="STATE_DIGEST")
-    if digest is not None:
-        parts = sum(voucher_digest(one.id, sha256_hex(bytes(one.voucher))) for one in by_code.values())
-        if state_digest(parts) != digest:
-            raise Untrusted("the snapshot does not lead to the state that the manifest names", code="STATE_DIGEST")
-    return by_code
-
-
-def unpack(raw: bytes, bytes_max: int) -> bytes:
-    """One zstd frame, of at most `bytes_max` bytes unpacked; never holds more than a step beyond that. (Rule 18.)"""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        with zstandard.ZstdDecompressor(max_window_size=_UNPACK_WINDOW_BYTES_MAX).stream_reader(raw) as reader:
-            while part := reader.read(_UNPACK_STEP_BYTES):
-                size += len(part)
-                if size > bytes_max:
-                    raise Untrusted(f"it unpacks to more than {bytes_max} bytes", code="TOO_LARGE")
-                parts.append(part)
-    except zstandard.ZstdError as error:
-        raise Untrusted("it is not zstd", code="MALFORMED") from error
-    return b"".join(parts)
+    def redeemed(self, raw: bytes, *, device: str, request_sha256: str, now: datetime) -> RedeemAnswer:
+        """The answer to an online redemption, by rules 9 and 26 to 28."""
+        self.demand_current_root(now)
+        payload = verify(raw, self.role_keys(self.root.roles.receipt), Typ.REDEEMED)
+        answer = _read(payload, _REDEEMED, "answer")
+        if answer.device != device or answer.request_sha256 != request_sha256:
+            raise Untrusted("the answer is not to the request in flight", code="NOT_OUR_REQUEST")
+        return answer
 
 
 _ROOT = msgspec.json.Decoder(Root)
 _MANIFEST = msgspec.json.Decoder(Manifest)
 _ANSWER = msgspec.json.Decoder(SyncAnswer)
 _ENROLLED = msgspec.json.Decoder(Enrolled)
+_REDEEMED = msgspec.json.Decoder(RedeemAnswer)
 
 
 def _read(payload: bytes, decoder: msgspec.json.Decoder[_T], what: str) -> _T:
@@ -265,6 +233,16 @@ def _keys_of(root: Root) -> dict[str, PublicKey]:
         if name != "root" and role.threshold != 1:
             raise Untrusted(f"the root asks for several signatures of the role {name}", code="ROOT_KEYS")
     return keys
+
+
+def _demand_deltas(manifest: Manifest) -> None:
+    """Rule 12."""
+    starts = [one.from_version for one in manifest.deltas]
+    rising = all(one < other for one, other in pairwise([*starts, manifest.version]))
+    version = manifest.snapshot.version
+    fits = starts[0] <= version <= manifest.version if starts else version == manifest.version
+    if not rising or not fits:
+        raise Untrusted("the manifest's deltas do not lead from its snapshot to its version", code="MALFORMED")
 
 
 def _demand_threshold(raw: bytes, signers: Trusted, by: Root) -> None:

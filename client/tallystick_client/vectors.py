@@ -13,22 +13,20 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from decimal import Decimal
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Literal
+from typing import IO, Annotated, Final, Literal
 
 import msgspec
 import typer
 
+from tallystick_client import judging
+from tallystick_client.comparing import Difference, Vector, compare, on_one_line, read_vectors, shortened
 from tallystick_client.errors import CallerError, InvalidInput
-from tallystick_client.evaluating import write
+from tallystick_client.evaluating import answer_all, error_json, opened, write
 from tallystick_shared.errors import one_line
 
 DIFFERENT: Final = 1
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-_TEXTS: Final = frozenset({"why", "detail", "error"})
-"""Keys whose values are for people, and may differ from one implementation to the next."""
-_SHOWN_MAX: Final = 300
 _SAID_BYTES_MAX: Final = 4096
 _ABSENT: Final = "nothing"
 
@@ -38,46 +36,29 @@ app = typer.Typer(
 )
 
 
-class Vector(msgspec.Struct, frozen=True):
-    """`input` and `output` as they stand in the file, so that every number reaches the command as it was written."""
-
-    id: str
-    shows: str
-    input: msgspec.Raw
-    output: msgspec.Raw
-    source: str | None = None
-
-
-class VectorFile(msgspec.Struct, frozen=True):
-    call: str
-    vectors: list[Vector]
-
-
-class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The first one: where, as a JSON path, and the two values as JSON; `error` where nothing could be compared."""
-
-    path: str = "$"
-    expected: str | None = None
-    actual: str | None = None
-    error: str | None = None
-
-
 @app.callback()
 def main() -> None:
     pass
 
 
+Command = Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to check, with its arguments.")]
+Source = Annotated[Path, typer.Option("--from", metavar="DIR", help="The vectors: a folder of JSON, or one file.")]
+Only = Annotated[list[str] | None, typer.Option(metavar="ID", help="Use this one; may be repeated.")]
+Timeout = Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="How long one answer may take.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: one line of JSON a vector.")]
+
+
 @app.command("engine")
 def engine_command(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="What to check, with its arguments.")],
-    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="The vectors: a folder of JSON, or one file.")],
+    command: Command,
+    source: Source,
     call: Annotated[
         Literal["evaluate", "best", "qualify"], typer.Option(help="Of which call the vectors are used.")
     ] = "evaluate",
     texts: Annotated[bool, typer.Option("--texts", help="Answers must be equal byte for byte, texts too.")] = False,
-    only: Annotated[list[str] | None, typer.Option(metavar="ID", help="Use this one; may be repeated.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="How long one answer may take.")] = 30,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one line of JSON a vector.")] = False,
+    only: Only = None,
+    timeout: Timeout = 30,
+    as_json: AsJson = False,
 ) -> int:
     """Give the inputs of the engine's vectors to COMMAND, one line of JSON each, and compare its answers.
 
@@ -88,7 +69,49 @@ def engine_command(
     Answers are compared as JSON values: 1 is neither 1.0 nor true. The texts for people (why, detail, error) are left
     out without --texts. Exit codes: 0 all agree, 1 differences, 2 nothing was compared.
     """
-    chosen = read_vectors(source, call, only or [])
+    return _check(read_vectors(source, {call}, only or []), command, texts, timeout, as_json)
+
+
+@app.command("protocol")
+def protocol_command(
+    command: Command,
+    source: Source,
+    checks: Annotated[
+        list[str] | None, typer.Option("--check", metavar="NAME", help="Only this check; may be repeated.")
+    ] = None,
+    only: Only = None,
+    timeout: Timeout = 30,
+    as_json: AsJson = False,
+) -> int:
+    """Give the inputs of the protocol's vectors to COMMAND, one line of JSON each, and compare its answers.
+
+    \b
+      tallystick vectors protocol --from tests/vectors/protocol -- tallystick vectors judge -
+      tallystick vectors protocol --from DIR --check manifest --check answer -- my-client
+
+    An input says what a client holds and what came; the answer is {"accept": {..}}, with what the client reads in it,
+    or {"refuse": "CODE"}. Exit codes: 0 all agree, 1 differences, 2 nothing was compared.
+    """
+    unknown = [check for check in checks or () if check not in judging.CHECKS]
+    if unknown:
+        raise InvalidInput("--check", f"must be one of {', '.join(judging.CHECKS)}", unknown[0][:80])
+    return _check(read_vectors(source, checks or judging.CHECKS, only or []), command, False, timeout, as_json)
+
+
+@app.command("judge")
+def judge_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="An input, or NDJSON; - is standard input.")],
+) -> int:
+    """Answer inputs of the protocol's vectors as this client would: what it accepts, and why it refuses.
+
+    What `vectors protocol` is checked with itself, and a second opinion for whoever writes a client elsewhere. The
+    inputs are described in docs/reference/protocol.md.
+    """
+    with opened(file) as reader:
+        return answer_all(reader, lambda raw: write(judging.judge(raw)), lambda error: write(error_json(error)))
+
+
+def _check(chosen: list[Vector], command: list[str], texts: bool, timeout: float, as_json: bool) -> int:
     with Subject(command, [on_one_line(vector.input) for vector in chosen]) as subject:
         agree, missing = 0, 0
         for vector in chosen:
@@ -113,8 +136,8 @@ def _show(vector: Vector, found: Difference | None, as_json: bool) -> None:
             _say(f"  {found.error}")
         else:
             _say(f"  at       {found.path}")
-            _say(f"  expected {_shortened(found.expected or _ABSENT)}")
-            _say(f"  actual   {_shortened(found.actual or _ABSENT)}")
+            _say(f"  expected {shortened(found.expected or _ABSENT)}")
+            _say(f"  actual   {shortened(found.actual or _ABSENT)}")
 
 
 def _conclude(count: int, agree: int, missing: int, complaint: str | None, as_json: bool) -> int:
@@ -131,106 +154,6 @@ def _conclude(count: int, agree: int, missing: int, complaint: str | None, as_js
 
 def _say(line: str) -> None:
     write(one_line(line).encode())
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}... ({len(text)} characters)"
-
-
-# ---- vectors ------------------------------------------------------------------------------------------------------
-
-
-def read_vectors(source: Path, call: str, only: list[str]) -> list[Vector]:
-    """The vectors of a call, files by name; `only` those, if any. Raises `CallerError` where there are none."""
-    if not source.exists():
-        raise CallerError(f"{source} is neither a folder nor a file", code="NO_DIRECTORY")
-    chosen: dict[str, Vector] = {}
-    for path in sorted(source.glob("*.json")) if source.is_dir() else [source]:
-        for vector in _read_file(path, call):
-            if vector.id in chosen:
-                raise InvalidInput(f"{path.name}: id", "must not be given twice among the vectors", vector.id[:80])
-            chosen[vector.id] = vector
-    missing = [id_ for id_ in only if id_ not in chosen]
-    if missing or not chosen:
-        which = f"{call} called {missing[0]}" if missing else call
-        raise CallerError(f"{source} has no vectors of {which}", code="NO_VECTORS")
-    return [vector for id_, vector in chosen.items() if not only or id_ in only]
-
-
-def _read_file(path: Path, call: str) -> list[Vector]:
-    try:
-        file = msgspec.json.decode(path.read_bytes(), type=VectorFile)
-    except OSError as error:
-        raise CallerError(f"{path} cannot be read: {error.strerror}", code="NO_FILE") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(str(path), f"must hold vectors as JSON: {error}") from None
-    return file.vectors if file.call == call else []
-
-
-def on_one_line(raw: msgspec.Raw) -> bytes:
-    """JSON without line ends: they stand between its values only, never in a text."""
-    return bytes(raw).replace(b"\r", b" ").replace(b"\n", b" ")
-
-
-# ---- comparing ----------------------------------------------------------------------------------------------------
-
-_JSON: Final = msgspec.json.Decoder(float_hook=Decimal)
-_COMPACT: Final = msgspec.json.Encoder(decimal_format="number")
-
-
-def compare(vector: Vector, answer: bytes, texts: bool) -> Difference | None:
-    """The first difference between a vector's output and an answer; `texts` compares every byte."""
-    expected = _JSON.decode(vector.output)
-    try:
-        actual = _JSON.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ArithmeticError):
-        return Difference(error=f"the answer is no JSON: {_shortened(answer.decode(errors='backslashreplace'))}")
-    if isinstance(actual, dict) and "error" in actual and "error" not in expected:
-        return Difference(error=f"it answered with an error: {_shortened(_json(actual))}")
-    found = first_difference(expected, actual, "$", frozenset() if texts else _TEXTS)
-    if found is None and texts and _COMPACT.encode(expected) != answer:
-        told, seen = _around(_COMPACT.encode(expected), answer)
-        return Difference("$ (the values are equal, the bytes are not)", told, seen)
-    return found
-
-
-def first_difference(expected: Any, actual: Any, path: str, ignored: frozenset[str]) -> Difference | None:
-    """As JSON values, each of its own type: 1 is neither 1.0 nor true. Keys come in any order."""
-    if type(expected) is not type(actual):
-        return Difference(path, _json(expected), _json(actual))
-    if isinstance(expected, dict):
-        for key in dict.fromkeys([*expected, *actual]):
-            if key in ignored:
-                continue
-            where = f"{path}.{key}" if key.isidentifier() else f"{path}[{_json(key)}]"
-            if key not in expected or key not in actual:
-                one, other = (_json(side[key]) if key in side else None for side in (expected, actual))
-                return Difference(where, one, other)
-            if found := first_difference(expected[key], actual[key], where, ignored):
-                return found
-        return None
-    if isinstance(expected, list):
-        for index, (one, other) in enumerate(zip(expected, actual, strict=False)):
-            if found := first_difference(one, other, f"{path}[{index}]", ignored):
-                return found
-        index = min(len(expected), len(actual))
-        if len(expected) == len(actual):
-            return None
-        one, other = (_json(side[index]) if index < len(side) else None for side in (expected, actual))
-        return Difference(f"{path}[{index}]", one, other)
-    return None if expected == actual else Difference(path, _json(expected), _json(actual))
-
-
-def _json(value: Any) -> str:
-    return _COMPACT.encode(value).decode()
-
-
-def _around(expected: bytes, actual: bytes) -> tuple[str, str]:
-    """The two from a little before their first different byte."""
-    pairs = enumerate(zip(expected, actual, strict=False))
-    start = max(0, next((at for at, (one, other) in pairs if one != other), min(len(expected), len(actual))) - 20)
-    told, seen = (text[start : start + 80].decode(errors="backslashreplace") for text in (expected, actual))
-    return told, seen
 
 
 # ---- the command under test ---------------------------------------------------------------------------------------
@@ -319,7 +242,7 @@ class Subject:
         self._listening.join(timeout=5)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         said = self._said.decode(errors="backslashreplace").strip().splitlines()
-        last = f'; it said last: "{_shortened(said[-1].strip())}"' if said else ""
+        last = f'; it said last: "{shortened(said[-1].strip())}"' if said else ""
         return f"the command {how} after {self._answered} of {self._asked} answers{last}"
 
     def _read(self, stream: IO[bytes]) -> None:

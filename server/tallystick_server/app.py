@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar
+from litestar import Litestar, Request
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -34,6 +34,9 @@ def create_app(settings: Settings, *, clock: Clock) -> Litestar:
     """
     server = open_server(settings, clock)
 
+    async def refresh_keys(_: Request[Any, Any, Any]) -> None:
+        server.keys.refresh()
+
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         app.state.server = server
@@ -46,6 +49,7 @@ def create_app(settings: Settings, *, clock: Clock) -> Litestar:
     app = Litestar(
         HANDLERS,
         lifespan=[lifespan],
+        before_request=refresh_keys,
         request_max_body_size=settings.body_bytes_max,
         exception_handlers={
             TallystickError: problems.answer_tallystick_error,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -20,5 +21,16 @@ async def note(
     transaction: Transaction, *, who: str, action: str, about: str, now: datetime, detail: dict[str, Any] | None = None
 ) -> None:
     """`action` is a short name as `lease.release`, `about` the id of what it was done to, `detail` becomes JSON."""
-    row = {"at": now, "who": who, "action": action, "object": about}
-    await transaction.execute(insert(audit), row | {"detail": msgspec.json.encode(detail or {}).decode()})
+    await note_each(transaction, who=who, action=action, details={about: detail or {}}, now=now)
+
+
+async def note_each(
+    transaction: Transaction, *, who: str, action: str, details: Mapping[str, dict[str, Any]], now: datetime
+) -> None:
+    """The same done to many things at once: `details` by the id of each."""
+    rows = [
+        {"at": now, "who": who, "action": action, "object": about, "detail": msgspec.json.encode(detail).decode()}
+        for about, detail in details.items()
+    ]
+    if rows:
+        await transaction.execute(insert(audit), rows)

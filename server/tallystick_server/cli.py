@@ -17,11 +17,21 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tallystick_server import __version__, operations
-from tallystick_server.logs import log_to_stderr
+from tallystick_server import (
+    __version__,
+    cli_backup,
+    cli_devices,
+    cli_journal,
+    cli_keys,
+    cli_privacy,
+    cli_recovery,
+    operations,
+)
+from tallystick_server import keys as keys_of
+from tallystick_server.importing import BadFile
+from tallystick_server.logs import LOG, log_to_stderr
 from tallystick_server.server import FIRST_SCOPE
 from tallystick_server.settings import Settings, from_environment
-from tallystick_server.vouchers import BadFile
 from tallystick_shared.errors import CallerError
 
 Data = Annotated[
@@ -36,6 +46,12 @@ app = typer.Typer(
     add_completion=False,
     epilog="Exit codes: 0 done, 1 something unexpected, 2 bad input, 3 try again later, 130 interrupted.",
 )
+app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_devices.app, name="devices")
+app.add_typer(cli_recovery.app, name="recovery")
+app.add_typer(cli_journal.app, name="journal")
+for command in (cli_backup.backup, cli_privacy.erase_bodies, cli_privacy.forget):
+    app.command()(command)
 out, err = Console(), Console(stderr=True)
 
 
@@ -82,14 +98,22 @@ def _settings(context: typer.Context, data: Path | None) -> Settings:
 
 
 @app.command()
-def init(context: typer.Context, data: Data = None) -> None:
+def init(
+    context: typer.Context,
+    root_keys: Annotated[
+        Path | None,
+        typer.Option("--root-keys", metavar="DIR", help="Root keys made by keys init; they stay where they are."),
+    ] = None,
+    data: Data = None,
+) -> None:
     """Make a new server: database, keys, the scope main, and an operator key that is shown this once."""
     settings = _settings(context, data)
-    operator_key = asyncio.run(operations.initialise(settings, now=wall_clock()))
+    operator_key = asyncio.run(operations.initialise(settings, root_keys=root_keys, now=wall_clock()))
     err.print(f"A new server is in {settings.data}. Its operator key, shown only now:", highlight=False)
     typer.echo(operator_key)
+    root_key = root_keys or settings.keys / "root.jwk"
     err.print(
-        f"Move {settings.keys / 'root.jwk'} to a place that is offline: it is needed only to change keys.",
+        f"Move {root_key} to a place that is offline: it is needed only to change keys.",
         style="yellow",
         highlight=False,
         soft_wrap=True,
@@ -108,6 +132,8 @@ def serve(
     log_to_stderr()
     # said in a sentence, before a port is taken, where the database is not ready
     asyncio.run(operations.read_status(settings, now=wall_clock()))
+    if note := keys_of.load(settings).expiry_note(wall_clock()):
+        LOG.warning("root", note=note)
     import uvicorn
 
     from tallystick_server.app import create_app  # the other commands need no web framework, and start sooner
@@ -148,6 +174,9 @@ def import_file(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="NDJSON, one voucher a line; gzip is recognised.")],
     scope: Scope = FIRST_SCOPE,
+    hidden_codes: Annotated[
+        bool, typer.Option("--hidden-codes", help="No device is told the codes, only their digests; 80 bits or more.")
+    ] = False,
     data: Data = None,
 ) -> None:
     """Publish every voucher of a file, or none of them."""
@@ -167,9 +196,10 @@ def import_file(
                 if number % 500 == 0:
                     progress.update(task, description=f"reading {file}: {number} lines")
 
-            count = asyncio.run(
-                operations.import_vouchers(settings, file, scope=scope, now=wall_clock(), on_line=on_line)
+            work = operations.import_vouchers(
+                settings, file, scope=scope, hidden=hidden_codes, now=wall_clock(), on_line=on_line
             )
+            count = asyncio.run(work)
     except BadFile as error:
         for line in error.lines:
             typer.echo(line, err=True)

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy import Row, insert, select, update
 
-from tallystick_server import leases
+from tallystick_server import auditing, leases, recovery
 from tallystick_server.database import Transaction
-from tallystick_server.server import Server, new_id, not_found, read_ledger, secret_digest
+from tallystick_server.server import Ledger, Server, new_id, not_found, read_ledger, secret_digest
 from tallystick_server.tables import devices, enrolment_tokens
 from tallystick_server.vouchers import must_be_scopes
 from tallystick_shared.errors import CallerError, InvalidInput, Untrusted
@@ -37,6 +37,7 @@ REQUEST_BYTES_MAX = 8 * 1024
 _ENROL = msgspec.json.Decoder(EnrolRequest)
 _REQUEST = msgspec.json.Decoder(DeviceRequest)
 _NEXT_STATES: dict[DeviceState, frozenset[str]] = {
+    DeviceState.ACTIVE: frozenset({"suspended"}),
     DeviceState.SUSPENDED: frozenset({"pending", "active", "suspended"}),
     DeviceState.REVOKED: frozenset({"pending", "active", "suspended", "revoked"}),
     DeviceState.LOST: frozenset({"pending", "active", "suspended", "revoked", "lost"}),
@@ -61,6 +62,9 @@ class Device:
     hash: str
     branches: int
     lease_number: int
+    durable_seq: int
+    durable_hash: str | None
+    reported_epoch: int
 
 
 async def make_token(server: Server, *, store_id: str, scope: str, ttl_s: int | None = None) -> EnrolmentToken:
@@ -69,6 +73,7 @@ async def make_token(server: Server, *, store_id: str, scope: str, ttl_s: int | 
     if not 0 < len(store_id) <= 128 or any(unicodedata.category(one) in ("Cc", "Cs") for one in store_id):
         raise InvalidInput("store_id", "must be text of 1 to 128 characters, without control characters")
     now = server.clock()
+    server.keys.must_not_be_over(now)
     secret = secrets.token_urlsafe(32)
     row = {
         "sha256": secret_digest(secret),
@@ -92,7 +97,7 @@ async def enrol(server: Server, body: bytes) -> bytes:
     Raises `Untrusted`, `CallerError` (`BAD_TOKEN`, `TOKEN_USED`).
     """
     _, payload = peek(body, Typ.ENROL, bytes_max=REQUEST_BYTES_MAX)
-    request = _read(_ENROL, payload)
+    request = read(_ENROL, payload)
     key = PublicKey.from_jwk(request.jwk)
     verify(body, {key.kid: key}, Typ.ENROL, bytes_max=REQUEST_BYTES_MAX)
     now = server.clock()
@@ -104,7 +109,7 @@ async def enrol(server: Server, body: bytes) -> bytes:
             raise CallerError("this enrolment token is unknown or has expired; ask for a new one", code="BAD_TOKEN")
         ledger = await read_ledger(transaction)
         if row.device_id is None:
-            device_id = await _add(transaction, row, request, key, server_id=ledger.server_id, now=now)
+            device_id = await _add(transaction, row, request, key, ledger, now=now)
         else:
             device_id = row.device_id
             kid = (await transaction.execute(select(devices.c.kid).where(devices.c.id == device_id))).scalar_one()
@@ -129,30 +134,47 @@ async def enrol(server: Server, body: bytes) -> bytes:
 
 
 async def _add(
-    transaction: Transaction, token: Row[Any], request: EnrolRequest, key: PublicKey, *, server_id: str, now: datetime
+    transaction: Transaction, token: Row[Any], request: EnrolRequest, key: PublicKey, ledger: Ledger, *, now: datetime
 ) -> str:
+    device_id, place = new_id(now), (token.store_id, token.scope)
+    # what it does not know was never told, so a recovery has nothing to ask of it
+    await add(transaction, device_id, request, key, place, ledger, enrolled_at=now, reported_epoch=ledger.server_epoch)
+    spent = update(enrolment_tokens).where(enrolment_tokens.c.sha256 == token.sha256)
+    await transaction.execute(spent.values(device_id=device_id))
+    return device_id
+
+
+async def add(
+    transaction: Transaction,
+    device_id: str,
+    request: EnrolRequest,
+    key: PublicKey,
+    place: tuple[str, str],
+    ledger: Ledger,
+    *,
+    enrolled_at: datetime,
+    reported_epoch: int,
+) -> None:
+    """A device at the start of its journal. `place`: store and scope. Raises `CallerError` (`EXISTS`)."""
     known = await transaction.execute(select(devices.c.id).where(devices.c.kid == key.kid))
     if known.first() is not None:
         raise CallerError("this key belongs to an enrolled device; a new device makes a new key", code="EXISTS")
-    device_id = new_id(now)
     row = {
         "id": device_id,
         "kid": key.kid,
         "public_x": request.jwk["x"],
         "name": request.name,
-        "store_id": token.store_id,
-        "scope": token.scope,
+        "store_id": place[0],
+        "scope": place[1],
         "state": DeviceState.ACTIVE.value,
-        "enrolled_at": now,
+        "enrolled_at": enrolled_at,
         "seq": 0,
-        "hash": chain_start(server_id, device_id, key),
+        "hash": chain_start(ledger.server_id, device_id, key),
         "branches": 1,
         "lease_number": 0,
+        "reported_epoch": reported_epoch,
     }
     await transaction.execute(insert(devices), row)
-    spent = update(enrolment_tokens).where(enrolment_tokens.c.sha256 == token.sha256)
-    await transaction.execute(spent.values(device_id=device_id))
-    return device_id
 
 
 async def find(transaction: Transaction, device_id: str, *, lock: bool = False) -> Device:
@@ -174,6 +196,9 @@ async def find(transaction: Transaction, device_id: str, *, lock: bool = False) 
         hash=row.hash,
         branches=row.branches,
         lease_number=row.lease_number,
+        durable_seq=row.durable_seq,
+        durable_hash=row.durable_hash,
+        reported_epoch=row.reported_epoch,
     )
 
 
@@ -182,7 +207,7 @@ async def signed_by(
 ) -> tuple[Message, Device]:
     """A message and the device that its `device` names, whose key it is verified with. Raises `Untrusted`."""
     _, payload = peek(token, typ)
-    message = _read(decoder, payload)
+    message = read(decoder, payload)
     async with server.database.read() as connection:
         device = await find(connection, message.device or "")
     verify(token, {device.key.kid: device.key}, typ)
@@ -199,7 +224,7 @@ async def active_request(server: Server, authorization: str, method: str, path: 
         _, payload = peek(raw, Typ.REQUEST, bytes_max=REQUEST_BYTES_MAX)
     except Untrusted as error:
         raise Untrusted(f"the signature cannot be read: {error}", code="UNAUTHENTICATED") from error
-    request = _read(_REQUEST, payload)
+    request = read(_REQUEST, payload)
     async with server.database.read() as connection:
         device = await find(connection, request.device)
     verify(raw, {device.key.kid: device.key}, Typ.REQUEST, bytes_max=REQUEST_BYTES_MAX)
@@ -214,20 +239,47 @@ def must_be_active(device: Device) -> None:
         raise CallerError(f"this device is {device.state}: it can only upload its journal", code="FORBIDDEN")
 
 
-async def change_state(transaction: Transaction, device_id: str, state: DeviceState) -> None:
+async def change_state(transaction: Transaction, device_id: str, state: DeviceState, *, now: datetime) -> None:
     """What an operator decides; a lost one's leases are burned. Raises `CallerError` (`NOT_FOUND`, `WRONG_STATE`)."""
-    query = select(devices.c.state).where(devices.c.id == device_id).with_for_update()
-    now_in = (await transaction.execute(query)).scalar_one_or_none()
-    if now_in is None:
-        raise not_found("device")
-    if now_in not in _NEXT_STATES[state]:
-        raise CallerError(f"a {now_in} device cannot become {state}", code="WRONG_STATE")
+    device = await _locked(transaction, device_id)
+    if device.state not in _NEXT_STATES[state]:
+        raise CallerError(f"a {device.state} device cannot become {state}", code="WRONG_STATE")
+    if state is DeviceState.ACTIVE and device.branches > 1:
+        raise CallerError(
+            "this device is forked: its key and journal are in use twice, so neither is to be believed; enrol the till "
+            "anew with a new token, and revoke this device",
+            code="WRONG_STATE",
+        )
     await transaction.execute(update(devices).where(devices.c.id == device_id).values(state=state.value))
+    await _note(transaction, f"device.{state}", device_id, now, {"was": device.state})
     if state is DeviceState.LOST:
         await leases.burn(transaction, device_id, by="lost")
+    if state in (DeviceState.LOST, DeviceState.REVOKED):
+        await recovery.end_if_all_reported(transaction, now=now)
 
 
-def _read(decoder: msgspec.json.Decoder[Any], payload: bytes) -> Any:
+async def move(transaction: Transaction, device_id: str, scope: str, *, now: datetime) -> None:
+    """Into another scope, from its next sync on. Raises `CallerError` (`NOT_FOUND`, `WRONG_STATE`)."""
+    device = await _locked(transaction, device_id)
+    if device.state in (DeviceState.LOST, DeviceState.REVOKED):
+        raise CallerError(f"a {device.state} device gets nothing of any scope", code="WRONG_STATE")
+    await must_be_scopes(transaction, [scope])
+    await transaction.execute(update(devices).where(devices.c.id == device_id).values(scope=scope))
+    await _note(transaction, "device.move", device_id, now, {"from": device.scope, "to": scope})
+
+
+async def _locked(transaction: Transaction, device_id: str) -> Row[Any]:
+    row = (await transaction.execute(select(devices).where(devices.c.id == device_id).with_for_update())).one_or_none()
+    if row is None:
+        raise not_found("device")
+    return row
+
+
+async def _note(transaction: Transaction, action: str, device_id: str, now: datetime, detail: dict[str, str]) -> None:
+    await auditing.note(transaction, who=auditing.OPERATOR, action=action, about=device_id, now=now, detail=detail)
+
+
+def read(decoder: msgspec.json.Decoder[Any], payload: bytes) -> Any:
     try:
         return decoder.decode(payload)
     except msgspec.ValidationError as error:

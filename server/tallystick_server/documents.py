@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta
 
 from tallystick_server.server import FIRST_SCOPE
 from tallystick_shared import model
-from tallystick_shared.wire import EnrolRequest, Name, RedeemRequest, SyncHead
+from tallystick_shared.wire import EnrolAgain, EnrolRequest, Name, RedeemRequest, SyncHead
 
 
 class NewCampaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,6 +22,12 @@ class NewCampaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class NewScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class NewPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Into which scope a device is moved."""
+
+    scope: Name
 
 
 class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +72,10 @@ def body(*media: tuple[str, str], required: bool = True) -> type[Operation]:
 
 def body_schemas() -> dict[str, Schema]:
     """The components of the OpenAPI document: every struct that is a body, and what these are made of."""
-    kinds = (NewCampaign, NewScope, NewToken, Resolution, NoBody, _voucher(), EnrolRequest, SyncHead, RedeemRequest)
+    kinds = (
+        NewCampaign, NewPlace, NewScope, NewToken, Resolution, NoBody, _voucher(), EnrolRequest, EnrolAgain, SyncHead,
+        RedeemRequest,
+    )  # fmt: skip
     _, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}", schema_hook=_schema_of
     )

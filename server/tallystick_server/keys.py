@@ -107,8 +107,8 @@ def create(settings: Settings, server_id: str, *, root_keys: Path | None = None,
     """New keys and root 1 in `keys/`, all or nothing.
 
     `root_keys`: a set of root keys, which stays where it is; without one a root key is made and kept in `keys/`.
-    Raises `CallerError`: `EXISTS` where there are some already, `NOT_WRITABLE`, `TOO_FEW_SIGNATURES` where the set lacks
-    private keys, and those of `key_files.read_root_set`.
+    Raises `CallerError`: `EXISTS` where there are some already, `NOT_WRITABLE`, `TOO_FEW_SIGNATURES` where the set
+    lacks private keys, and those of `key_files.read_root_set`.
     """
     bundle, receipt = SigningKey.generate(), SigningKey.generate()
     files = {"bundle.jwk": bundle.to_bytes(), "receipt.jwk": receipt.to_bytes()}
@@ -191,7 +191,7 @@ def days_left(root: Root, now: datetime) -> int:
 
 
 def private_keys(directory: Path, name: str) -> dict[Path, SigningKey]:
-    """The private keys of the role `name` that are in the directory, in use or not. Raises `CallerError` (`NO_KEYS`)."""
+    """The private keys of the role `name` in the directory, in use or not. Raises `CallerError` (`NO_KEYS`)."""
     found: dict[Path, SigningKey] = {}
     for path in sorted(directory.glob(f"{name}*.jwk")):
         try:

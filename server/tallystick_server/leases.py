@@ -20,21 +20,37 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, and_, func, insert, or_, select, update
+import msgspec
+from sqlalchemy import Row, Select, and_, exists, func, insert, or_, select, update
 
+from tallystick_server import auditing
 from tallystick_server.allotting import EXCLUSIVE, Allotting, Candidate
 from tallystick_server.database import Transaction, chunks
 from tallystick_server.demand import Demand
 from tallystick_server.ledger import PoolMove, move_pools
-from tallystick_server.server import new_id
+from tallystick_server.server import new_id, not_found
 from tallystick_server.settings import DAY_S, Settings
 from tallystick_server.tables import demand, devices, leases, pools, scope_vouchers, vouchers
+from tallystick_shared.errors import CallerError
 from tallystick_shared.wire import Lease
 
 RECENT_S: Final = 60 * DAY_S
 """Demand older than this says nothing any more."""
 RECALLS_MAX: Final = 500
 """Leases of others recalled in one sync."""
+
+
+class Released(msgspec.Struct, frozen=True):
+    """A lease that was released: what is known to be used of it, and what is free again. Minor in minor units."""
+
+    id: str
+    device_id: str
+    voucher_id: str
+    was: str
+    known_units: int
+    known_minor: int
+    freed_units: int | None
+    freed_minor: int | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,15 @@ def as_lease(row: Any) -> Lease:
     return Lease(row.id, row.number, row.voucher_id, row.units, row.minor, row.expires_at)
 
 
+async def lock(transaction: Transaction, lease_id: str) -> Row[Any] | None:
+    """The lease, with its device locked: a sync that is under way would write over what is decided here."""
+    query = select(leases).where(leases.c.id == lease_id)
+    if (row := (await transaction.execute(query)).one_or_none()) is None:
+        return None
+    await transaction.execute(select(devices.c.id).where(devices.c.id == row.device_id).with_for_update())
+    return (await transaction.execute(query)).one()
+
+
 async def burn(transaction: Transaction, device_id: str, *, by: str) -> None:
     """The device's open leases count as used up. `by` is `lost` or `forked`; a fork outdoes a loss."""
     burnable = or_(leases.c.state == "open", and_(leases.c.state == "burned", leases.c.burned_by == "lost"))
@@ -66,18 +91,59 @@ async def burn(transaction: Transaction, device_id: str, *, by: str) -> None:
     await transaction.execute(change.values(state="burned", burned_by=by))
 
 
+async def release(transaction: Transaction, lease_id: str, *, now: datetime) -> Released:
+    """An operator takes the rest of a lease back without the device: final, and at risk (protocol.md, section 5).
+
+    The device may have used more than is known, or use it still: what it reports of it later counts without cover.
+    Raises `CallerError` (`NOT_FOUND`, `WRONG_STATE`).
+    """
+    row = await lock(transaction, lease_id)
+    if row is None:
+        raise not_found("lease")
+    if row.state not in ("open", "burned"):
+        raise CallerError(f"this lease is {row.state}: nothing is held for it any more", code="WRONG_STATE")
+    parts = (("units", row.units, row.known_units), ("minor", row.minor, row.known_minor))
+    moves = [
+        PoolMove(row.voucher_id, measure, free=granted - known, held=-granted, released_known=known)
+        for measure, granted, known in parts
+        if granted is not None
+    ]
+    await move_pools(transaction, moves)
+    await transaction.execute(update(leases).where(leases.c.id == lease_id).values(state="released"))
+    done = Released(
+        lease_id,
+        row.device_id,
+        row.voucher_id,
+        row.state,
+        row.known_units,
+        row.known_minor,
+        None if row.units is None else row.units - row.known_units,
+        None if row.minor is None else row.minor - row.known_minor,
+    )
+    await auditing.note(
+        transaction, who=auditing.OPERATOR, action="lease.release", about=lease_id, now=now,
+        detail=msgspec.structs.asdict(done),
+    )  # fmt: skip
+    return done
+
+
 async def to_recall(transaction: Transaction, settings: Settings, device_id: str, *, now: datetime) -> list[str]:
-    """Ids of the device's open leases that it is asked to close: recalled, withdrawn, or growing old."""
+    """Ids of the device's open leases that it is asked to close: recalled, withdrawn, growing old, or overdrawn.
+
+    Overdrawn: more of the voucher is out than its limit allows, as after a lowered limit. Whoever holds something that
+    is not used yet gives it back, one device after the other, until nothing is missing any more.
+    """
     half_life = now + timedelta(seconds=settings.lease_ttl_s / 2)
     growing_old = and_(
         leases.c.expires_at <= half_life,
         or_(vouchers.c.valid_until.is_(None), vouchers.c.valid_until > leases.c.expires_at),
     )
+    overdrawn = exists().where(pools.c.voucher_id == leases.c.voucher_id, pools.c.free < 0)
     query = (
         select(leases.c.id)
         .join(vouchers, vouchers.c.id == leases.c.voucher_id)
         .where(leases.c.device_id == device_id, leases.c.state == "open", leases.c.close_seq.is_(None))
-        .where(or_(leases.c.recalled_at.is_not(None), vouchers.c.deactivated_at.is_not(None), growing_old))
+        .where(or_(leases.c.recalled_at.is_not(None), vouchers.c.deactivated_at.is_not(None), growing_old, overdrawn))
         .order_by(leases.c.number)
     )
     return list((await transaction.execute(query)).scalars())

@@ -29,6 +29,7 @@ class PoolMove:
     voided: int = 0
     held: int = 0
     closed_used: int = 0
+    released_known: int = 0
 
 
 class PoolMoves:
@@ -59,7 +60,7 @@ async def move_pools(transaction: Transaction, moves: Iterable[PoolMove]) -> Non
     change = update(pools).where(
         pools.c.voucher_id == bindparam("p_voucher_id"), pools.c.measure == bindparam("p_measure")
     )
-    columns = ("free", "online", "uncovered", "voided", "held", "closed_used")
+    columns = ("free", "online", "uncovered", "voided", "held", "closed_used", "released_known")
     change = change.values({name: pools.c[name] + bindparam(f"p_{name}") for name in columns})
     await transaction.execute(change, [{f"p_{k}": v for k, v in asdict(move).items()} for move in ordered])
 

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import func, insert, select, update
 
+from tallystick_server import leases as leases_of
+from tallystick_server import recovery
 from tallystick_server.database import Transaction
 from tallystick_server.ledger import PoolMoves, move_pools
 from tallystick_server.server import OPERATOR_KEY_PREFIX, Ledger, Server, not_found, read_ledger, secret_digest
@@ -16,6 +18,8 @@ from tallystick_shared.errors import CallerError
 from tallystick_shared.journal import EventType, read_envelope
 
 PAGE_MAX = 500
+FORKS_SHOWN = 20
+"""Forked devices that the notes of a status name."""
 
 
 class CampaignView(msgspec.Struct, frozen=True):
@@ -184,11 +188,10 @@ async def resolve(transaction: Transaction, flag_id: int, note: str, *, now: dat
 
 async def _finish_close(transaction: Transaction, stored: Any) -> None:
     use = read_envelope(stored.envelope).uses[0]
-    query = select(leases).where(
-        leases.c.id == use.lease, leases.c.device_id == stored.device_id, leases.c.close_seq == stored.seq
-    )
-    lease = (await transaction.execute(query.with_for_update())).one_or_none()
-    if lease is None or lease.state != "open":
+    lease = await leases_of.lock(transaction, use.lease or "")
+    if lease is None or (lease.device_id, lease.close_seq) != (stored.device_id, stored.seq):
+        return
+    if lease.state != "open" and (lease.state, lease.burned_by) != ("burned", "lost"):
         return
     moves = PoolMoves()
     final: dict[str, int | str] = {"state": "closed"}
@@ -219,22 +222,34 @@ async def status(server: Server, transaction: Transaction) -> Status:
         events=await _count_by(transaction, events.c.outcome),
         flagged_open=(await transaction.execute(flagged)).scalar_one(),
         pools_overdrawn=(await transaction.execute(overdrawn)).scalar_one(),
-        notes=_notes(server, ledger),
+        notes=await _notes(server, transaction, ledger),
     )
 
 
-def _notes(server: Server, ledger: Ledger) -> list[str]:
+async def _notes(server: Server, transaction: Transaction, ledger: Ledger) -> list[str]:
     notes: list[str] = []
     if server.settings.backup == "none":
         notes.append("no backup is configured, so devices keep everything they ever recorded (TALLYSTICK_BACKUP)")
     if ledger.state == "restore_suspected":
         notes.append(
-            f"device {ledger.suspected_by} has seen later answers than this database holds: it was restored from a "
-            "backup, and no lease is granted until that is cleared up"
+            f"device {ledger.suspected_by} has seen later answers than this database holds, as if it was restored from "
+            "a backup: no lease is granted, and no voucher with a limit is used online. If it was restored, or if you "
+            "do not know, run tallystick-server recovery begin; if that device is not to be believed, suspend it first"
         )
-    if (server.settings.keys / "root.jwk").exists():
-        notes.append(f"the root key is still on this machine: move {server.settings.keys / 'root.jwk'} offline")
-    return notes
+    if ledger.state == "recovering":
+        found = await recovery.progress(transaction)
+        notes.append(
+            f"recovering: {found.devices - len(found.unreported)} of {found.devices} devices have reported since the "
+            "restore, and until all have, no lease is granted and no voucher with a limit is used online; "
+            "tallystick-server recovery status names the others"
+        )
+    forked = select(devices.c.id).where(devices.c.branches > 1, devices.c.state.in_(recovery.COUNTED))
+    for device_id in (await transaction.execute(forked.order_by(devices.c.id).limit(FORKS_SHOWN))).scalars():
+        notes.append(
+            f"device {device_id} is in use twice: tallystick-server devices show {device_id} says what that can cost; "
+            "enrol it anew and revoke this one"
+        )
+    return notes + server.keys.notes(server.clock())
 
 
 async def _count_by(transaction: Transaction, column: Any) -> dict[str, int]:

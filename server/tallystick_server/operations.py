@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import insert
 
-from tallystick_server import bundles, devices, operating, tables, vouchers
+from tallystick_server import bundles, devices, importing, operating, tables
 from tallystick_server import keys as keys_of
 from tallystick_server.database import Database, Transaction
 from tallystick_server.server import FIRST_SCOPE, OPERATOR_KEY_PREFIX, Server, new_id, open_server, secret_digest
@@ -21,17 +21,18 @@ from tallystick_server.settings import Settings
 from tallystick_shared.errors import CallerError
 
 
-async def initialise(settings: Settings, *, now: datetime) -> str:
+async def initialise(settings: Settings, *, root_keys: Path | None = None, now: datetime) -> str:
     """Make database, keys, the scope `main` and an operator key, which is returned and stored nowhere in clear.
 
-    Raises `CallerError`: `EXISTS` where this has been done already, `NOT_WRITABLE`, `NO_DATABASE`.
+    `root_keys`: see `keys.create`. Raises `CallerError`: `EXISTS` where this has been done already, `NOT_WRITABLE`,
+    `NO_DATABASE`, and those of `keys.create`.
     """
     database = Database(settings)
     try:
         if await database.is_migrated():
             raise CallerError("this server is initialised already; its operator key is not shown again", code="EXISTS")
         server_id, operator_key = new_id(now), OPERATOR_KEY_PREFIX + secrets.token_urlsafe(32)
-        keys_of.create(settings, server_id, now=now)
+        keys_of.create(settings, server_id, root_keys=root_keys, now=now)
         await database.migrate()
 
         async def fill(transaction: Transaction) -> None:
@@ -52,17 +53,21 @@ async def import_vouchers(
     path: Path,
     *,
     scope: str = FIRST_SCOPE,
+    hidden: bool = False,
     now: datetime,
     on_line: Callable[[int], None] | None = None,
 ) -> int:
     """Publish every line of an NDJSON file (gzip or not) or none; how many. `on_line` hears how far reading is.
 
-    Raises `BadFile`, `CallerError` (`NO_FILE`, `NOT_FOUND` for the scope, `NOT_INITIALISED`).
+    `hidden`: the codes travel as their digests, and must be of 80 bits or more. Raises `BadFile`, `CallerError`
+    (`NO_FILE`, `NOT_FOUND` for the scope, `NOT_INITIALISED`).
     """
     database = Database(settings)
     try:
         await database.must_be_ready()
-        return await vouchers.import_into(database, settings, path, scope=scope, now=now, on_line=on_line)
+        return await importing.import_into(
+            database, settings, path, scope=scope, hidden=hidden, now=now, on_line=on_line
+        )
     finally:
         await database.close()
 
@@ -74,18 +79,18 @@ async def create_token(
 
     Raises `CallerError` (`NOT_FOUND` for the scope, `NOT_INITIALISED`, `NO_KEYS`).
     """
-    async with _opened(settings, now) as server:
+    async with opened(settings, now) as server:
         return str(await devices.make_token(server, store_id=store_id, scope=scope, ttl_s=ttl_s))
 
 
 async def read_status(settings: Settings, *, now: datetime) -> operating.Status:
     """Raises `CallerError` (`NOT_INITIALISED`, `NO_KEYS`)."""
-    async with _opened(settings, now) as server, server.database.read() as connection:
+    async with opened(settings, now) as server, server.database.read() as connection:
         return await operating.status(server, connection)
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, now: datetime) -> AsyncIterator[Server]:
+async def opened(settings: Settings, now: datetime) -> AsyncIterator[Server]:
     server = open_server(settings, lambda: now)
     try:
         await server.database.must_be_ready()

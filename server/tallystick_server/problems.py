@@ -12,6 +12,7 @@ from litestar.exceptions import HTTPException
 from sqlalchemy.exc import OperationalError, StatementError
 
 from tallystick_server.logs import LOG
+from tallystick_server.placing import StaleRequest
 from tallystick_shared.errors import CallerError, InvalidInput, LineError, TallystickError, Untrusted
 from tallystick_shared.wire import FieldError, Problem
 
@@ -42,7 +43,8 @@ _DETAIL_BY_STATUS = {
 
 def answer_tallystick_error(request: Request[Any, Any, Any], error: TallystickError) -> Response[bytes]:
     errors = [FieldError(error.path, error.expected, error.was)] if isinstance(error, InvalidInput) else []
-    return _answer(request, status_of(error), error.code, error.message, errors)
+    challenge = error.challenge if isinstance(error, StaleRequest) else ""
+    return _answer(request, status_of(error), error.code, error.message, errors, challenge=challenge)
 
 
 def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -102,6 +104,7 @@ def _answer(
     detail: str,
     errors: list[FieldError],
     headers: dict[str, str] | None = None,
+    challenge: str = "",
 ) -> Response[bytes]:
     problem = Problem(
         type=TYPE_PREFIX + code.lower().replace("_", "-"),
@@ -111,6 +114,7 @@ def _answer(
         code=code,
         request_id=request_id_of(request),
         errors=errors,
+        challenge=challenge,
     )
     extra = dict(headers or {})
     if status == 401:

@@ -21,12 +21,13 @@ from tallystick_server.posting import redemption_row, use_rows
 from tallystick_server.server import Server
 from tallystick_server.settling import content_digest
 from tallystick_server.tables import customer_uses, pools, redemption_uses, redemptions, scope_vouchers, vouchers
+from tallystick_server.tables import server as server_table
 from tallystick_shared.codes import fold
 from tallystick_shared.engine import CompiledVoucher, Result, Usage, compile_voucher, evaluate, result_json
-from tallystick_shared.errors import CallerError, InvalidInput
+from tallystick_shared.errors import CallerError, InvalidInput, LineError
 from tallystick_shared.journal import encode
 from tallystick_shared.model import Order, parse_order
-from tallystick_shared.signing import Typ
+from tallystick_shared.signing import Typ, sha256_hex
 from tallystick_shared.wire import RedeemAnswer, RedeemRequest
 
 OPERATOR: Final = "operator"
@@ -53,10 +54,15 @@ class _Found:
     rows: dict[str, Row[Any]]
     compiled: dict[str, CompiledVoucher]
     usage: dict[str, Usage]
+    limited: frozenset[str]
+    """Those that have a pool."""
 
 
 async def redeem_by_operator(server: Server, body: bytes) -> bytes:
-    """`RedeemRequest` as JSON in, `RedeemAnswer` out. Raises `InvalidInput`, `CallerError` (`IDENTIFIER_REUSED`)."""
+    """`RedeemRequest` as JSON in, `RedeemAnswer` out.
+
+    Raises `InvalidInput`, `CallerError` (`IDENTIFIER_REUSED`), `LineError` (`RECOVERING`).
+    """
     try:
         request = _REQUEST.decode(body)
     except msgspec.ValidationError as error:
@@ -66,17 +72,20 @@ async def redeem_by_operator(server: Server, body: bytes) -> bytes:
         raise InvalidInput("", "must be JSON") from error
     if request.device is not None:
         raise InvalidInput("device", "must be null where an operator asks; a device signs its own requests")
-    return await _redeem(server, request, None)
+    return encode(await _redeem(server, request, None))
 
 
 async def redeem_by_device(server: Server, body: bytes) -> bytes:
-    """As above, signed by an active device (`REDEEM`). Raises `Untrusted` and `CallerError` (`FORBIDDEN`) too."""
+    """As above, signed by an active device (`REDEEM`), and so is the answer by a receipt key (`REDEEMED`), over which
+    request it answers. Raises `Untrusted` and `CallerError` (`FORBIDDEN`) too."""
     request, device = await signed_by(server, body, Typ.REDEEM, _REQUEST)
     must_be_active(device)
-    return await _redeem(server, request, device)
+    answer = await _redeem(server, request, device)
+    bound = msgspec.structs.replace(answer, device=device.id, request_sha256=sha256_hex(body))
+    return server.keys.receipt.sign(Typ.REDEEMED, encode(bound))
 
 
-async def _redeem(server: Server, request: RedeemRequest, device: Device | None) -> bytes:
+async def _redeem(server: Server, request: RedeemRequest, device: Device | None) -> RedeemAnswer:
     try:
         order = parse_order(bytes(request.order))
     except InvalidInput as error:
@@ -98,8 +107,7 @@ async def _redeem(server: Server, request: RedeemRequest, device: Device | None)
         content_sha256=content_digest(order, request.codes),
         device=device,
     )
-    answer = await server.database.write(lambda transaction: _settle(server, transaction, asked, server.clock()))
-    return encode(answer)
+    return await server.database.write(lambda transaction: _settle(server, transaction, asked, server.clock()))
 
 
 async def _settle(server: Server, transaction: Transaction, asked: _Asked, now: datetime) -> RedeemAnswer:
@@ -116,7 +124,10 @@ async def _settle(server: Server, transaction: Transaction, asked: _Asked, now: 
     raw = result_json(result)
     if not result.applied:
         return RedeemAnswer(asked.id, now, False, msgspec.Raw(raw))
-    # 3. count it
+    # 3. a limit that this database may not know all uses of
+    if any(fold(one.code) in found.limited for one in result.applied):
+        await _must_know_the_limits(transaction)
+    # 4. count it
     await _count(transaction, asked, found, result, raw, now)
     return RedeemAnswer(asked.id, now, True, msgspec.Raw(raw))
 
@@ -138,8 +149,10 @@ async def _find(server: Server, transaction: Transaction, asked: _Asked) -> _Fou
     used: dict[str, dict[str, int]] = {folded: {} for folded in rows}
     # the lock on the pools of a voucher lets one request at a time past this point
     locked = select(pools).where(pools.c.voucher_id.in_(list(by_id))).order_by(pools.c.voucher_id, pools.c.measure)
+    limited: set[str] = set()
     for pool in (await transaction.execute(locked.with_for_update())).mappings():
         used[by_id[pool["voucher_id"]]][pool["measure"]] = max(pool["limit"] - pool["free"], 0)
+        limited.add(by_id[pool["voucher_id"]])
     if asked.order.customer is not None and asked.order.customer.id is not None:
         counted = select(customer_uses).where(
             customer_uses.c.voucher_id.in_(list(by_id)), customer_uses.c.customer_id == asked.order.customer.id
@@ -149,7 +162,21 @@ async def _find(server: Server, transaction: Transaction, asked: _Asked) -> _Fou
     usage = {
         folded: Usage(one.get("units", 0), one.get("customer", 0), one.get("minor", 0)) for folded, one in used.items()
     }
-    return _Found(rows, compiled, usage)
+    return _Found(rows, compiled, usage, frozenset(limited))
+
+
+async def _must_know_the_limits(transaction: Transaction) -> None:
+    """Raises `LineError` (`RECOVERING`) while this may be a restored backup, which has forgotten uses and leases.
+
+    A till then falls back to the lease it has.
+    """
+    state = (await transaction.execute(select(server_table.c.state))).scalar_one()
+    if state != "normal":
+        raise LineError(
+            "the server is recovering from a backup, and redeems no voucher with a limit online until it knows what "
+            "its devices have done",
+            code="RECOVERING",
+        )
 
 
 async def _count(

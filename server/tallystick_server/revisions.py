@@ -8,7 +8,8 @@ from collections.abc import Collection
 from sqlalchemy import select
 
 from tallystick_server.database import Transaction, chunks
-from tallystick_server.tables import voucher_revisions
+from tallystick_server.hiding import with_code
+from tallystick_server.tables import voucher_revisions, vouchers
 from tallystick_shared.engine import CompiledVoucher, compile_voucher
 from tallystick_shared.model import load_voucher
 
@@ -28,11 +29,17 @@ class Revisions:
         missing = {key for key in wanted if key not in self._compiled}
         found: dict[tuple[str, str], CompiledVoucher] = {}
         for part in chunks(sorted({voucher_id for voucher_id, _ in missing})):
-            query = select(voucher_revisions.c.voucher_id, voucher_revisions.c.sha256, voucher_revisions.c.json)
-            for row in await transaction.execute(query.where(voucher_revisions.c.voucher_id.in_(part))):
+            query = (
+                select(voucher_revisions, vouchers.c.code, vouchers.c.hidden)
+                .join(vouchers, vouchers.c.id == voucher_revisions.c.voucher_id)
+                .where(voucher_revisions.c.voucher_id.in_(part))
+            )
+            for row in await transaction.execute(query):
                 key = (row.voucher_id, row.sha256)
                 if key in missing:
-                    found[key] = compile_voucher(load_voucher(row.json))
+                    voucher = load_voucher(row.json)
+                    # whoever redeems a hidden code says it in clear
+                    found[key] = compile_voucher(with_code(voucher, row.code) if row.hidden else voucher)
         for key in wanted:
             if key in self._compiled:
                 self._compiled.move_to_end(key)

@@ -100,10 +100,11 @@ def go_on(settings: Settings, signed: Sequence[Path], signers: Sequence[Path], *
         before = read_waiting(path)
         if bytes(before.follows) != keys.roots[keys.root_version]:
             raise CallerError(f"{path} does not follow root {keys.root_version} of this server", code="ANOTHER_ROOT")
-        root = _read(before.root)
+        root = root_of(before)
         if now >= root.expires_at:
             day = root.expires_at.date().isoformat()
-            raise CallerError(f"root {root.version} waited until it expired on {day}: delete {path}", code=_EXPIRED)
+            message = f"root {root.version} waited until it expired on {day}: delete {path} and start again"
+            raise CallerError(message, code="ROOT_EXPIRED")
         waiting = before
         for file in signed:
             other = read_waiting(file)
@@ -124,13 +125,13 @@ def sign(path: Path, signers: Sequence[Path]) -> Rotation:
     waiting = add_signatures(read_waiting(path), [key_files.read_private(file) for file in signers])
     with key_files.writing(path.parent):
         key_files.write(path, msgspec.json.encode(waiting), 0o644)
-    root = _read(waiting.root)
+    root = root_of(waiting)
     return Rotation(root.version, root.expires_at, path, missing(waiting))
 
 
 def add_signatures(waiting: Waiting, signers: Sequence[SigningKey]) -> Waiting:
     """Raises `CallerError` (`NOT_A_ROOT_KEY`) for a key that is a root key neither of this root nor of the last."""
-    last, root = _read(waiting.follows), _read(waiting.root)
+    last, root = _read(waiting.follows), root_of(waiting)
     payload = open_general(waiting.root)
     for key in signers:
         if key.kid not in _signing_keys(last) | _signing_keys(root):
@@ -145,7 +146,7 @@ def add_signatures(waiting: Waiting, signers: Sequence[SigningKey]) -> Waiting:
 def missing(waiting: Waiting) -> list[str]:
     """Which thresholds the signatures do not meet, in words; the same rules as the client's `trust`, 7 and 8."""
     found = []
-    for by in (_read(waiting.follows), _read(waiting.root)):
+    for by in (_read(waiting.follows), root_of(waiting)):
         good, threshold = count_signatures(waiting.root, _signing_keys(by), Typ.ROOT), by.roles.root.threshold
         if good < threshold:
             found.append(f"{good} of the {threshold} signatures that root {by.version} asks for")
@@ -159,7 +160,7 @@ def read_waiting(path: Path) -> Waiting:
     """
     try:
         waiting = msgspec.json.decode(path.read_bytes(), type=Waiting)
-        last, root = _read(waiting.follows), _read(waiting.root)
+        last, root = _read(waiting.follows), root_of(waiting)
         allowed = _signing_keys(last) | _signing_keys(root)
         if root.version != last.version + 1 or root.server_id != last.server_id:
             raise Untrusted("it is not the next root of the same server")
@@ -182,11 +183,28 @@ def read_waiting(path: Path) -> Waiting:
     return waiting
 
 
+def changes(waiting: Waiting) -> list[str]:
+    """All that the waiting root says, a line each, for whoever is asked to sign it.
+
+    What stays is told as well: the root that it claims to follow may be an invention, too.
+    """
+    last, root = _read(waiting.follows), root_of(waiting)
+    lines = [f"root {root.version} of server {root.server_id}, until {root.expires_at.date().isoformat()}"]
+    for name in ("root", "bundle", "receipt"):
+        old, new = getattr(last.roles, name), getattr(root.roles, name)
+        lines += [f"{name} key {kid} {'stays' if kid in old.kids else 'comes'}" for kid in new.kids]
+        lines += [f"{name} key {kid} goes" for kid in old.kids if kid not in new.kids]
+    was, will = last.roles.root.threshold, root.roles.root.threshold
+    lines.append(f"root keys that have to sign: {will}, and {was} until now")
+    return lines
+
+
+def root_of(waiting: Waiting) -> Root:
+    return _read(waiting.root)
+
+
 def waiting_path(directory: Path, last: Root) -> Path:
     return directory / f"root-{last.version + 1}.partial.json"
-
-
-_EXPIRED = "ROOT_EXPIRED"
 
 
 def _following(last: Root, new: dict[str, SigningKey], roots: RootSet | None, threshold: int | None) -> Root:
@@ -206,7 +224,7 @@ def _following(last: Root, new: dict[str, SigningKey], roots: RootSet | None, th
 
 def _settle(directory: Path, waiting: Waiting) -> Rotation:
     """The root in use if it has its signatures, and kept waiting if not."""
-    root, lacking = _read(waiting.root), missing(waiting)
+    root, lacking = root_of(waiting), missing(waiting)
     if lacking:
         path = directory / f"root-{root.version}.partial.json"
         key_files.write(path, msgspec.json.encode(waiting), 0o644)

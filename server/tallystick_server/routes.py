@@ -10,16 +10,27 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Request, Response, get, post, put
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, FromQuery, QueryParameter
 from sqlalchemy import select
 
-from tallystick_server import bundles, devices, operating, redemptions, vouchers
+from tallystick_server import (
+    blobs,
+    bundles,
+    devices,
+    enrolling_again,
+    forks,
+    leases,
+    operating,
+    recovery,
+    redemptions,
+    vouchers,
+)
 from tallystick_server import sync as syncing
 from tallystick_server.database import Transaction
-from tallystick_server.documents import NewCampaign, NewScope, NewToken, NoBody, Resolution, body
+from tallystick_server.documents import NewCampaign, NewPlace, NewScope, NewToken, NoBody, Resolution, body
 from tallystick_server.server import FIRST_SCOPE, Server, not_found
 from tallystick_server.tables import server as server_table
 from tallystick_shared.codes import fold
@@ -30,6 +41,10 @@ from tallystick_shared.wire import DeviceState
 JSON, JOSE, SYNC = "application/json", "application/jose", "application/vnd.tallystick.sync"
 AnyRequest = Request[Any, Any, Any]
 T = TypeVar("T")
+DEVICE_VERBS = {
+    "suspend": DeviceState.SUSPENDED, "resume": DeviceState.ACTIVE, "revoke": DeviceState.REVOKED,
+    "lost": DeviceState.LOST,
+}  # fmt: skip
 Scopes = Annotated[list[str] | None, QueryParameter(name="scope")]
 Limit = Annotated[int, QueryParameter(ge=1, le=operating.PAGE_MAX)]
 
@@ -59,7 +74,7 @@ async def _read(request: AnyRequest, kind: type[T]) -> T:
 
 
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (NewCampaign, NewScope, NewToken, Resolution, NoBody)
+    kind: msgspec.json.Decoder(kind) for kind in (NewCampaign, NewPlace, NewScope, NewToken, Resolution, NoBody)
 }
 
 
@@ -88,6 +103,11 @@ async def enrol(request: AnyRequest) -> Response[bytes]:
     return Response(await devices.enrol(_server(request), await request.body()), media_type=JOSE)
 
 
+@post("/v1/devices/again", operation_class=body((JOSE, "EnrolAgain")))
+async def enrol_again(request: AnyRequest) -> Response[bytes]:
+    return Response(await enrolling_again.enrol_again(_server(request), await request.body()), media_type=JOSE)
+
+
 @get("/v1/scopes/{scope_name:str}/manifest")
 async def get_manifest(request: AnyRequest, scope_name: FromPath[str]) -> Response[bytes]:
     header, server = request.headers.get("authorization", ""), _server(request)
@@ -104,7 +124,7 @@ async def get_manifest(request: AnyRequest, scope_name: FromPath[str]) -> Respon
 
 @get("/v1/blobs/{sha256:str}")
 async def get_blob(request: AnyRequest, sha256: FromPath[str]) -> Response[bytes]:
-    data = await bundles.blob(_server(request), sha256)
+    data = await blobs.blob(_server(request), sha256)
     headers = {"Cache-Control": "public, max-age=31536000, immutable", "ETag": f'"{sha256}"'}
     return Response(data, headers=headers, media_type="application/zstd")
 
@@ -118,23 +138,22 @@ async def post_sync(request: AnyRequest) -> Response[bytes]:
 async def post_redemption(request: AnyRequest) -> Response[bytes]:
     server = _server(request)
     if request.content_type[0] == JOSE:
-        answer = await redemptions.redeem_by_device(server, await request.body())
-    else:
-        await operating.must_be_operator(server, request.headers.get("authorization", ""))
-        answer = await redemptions.redeem_by_operator(server, await request.body())
-    return Response(answer, media_type=JSON)
+        return Response(await redemptions.redeem_by_device(server, await request.body()), media_type=JOSE)
+    await operating.must_be_operator(server, request.headers.get("authorization", ""))
+    return Response(await redemptions.redeem_by_operator(server, await request.body()), media_type=JSON)
 
 
 # operators
 
 
 @post("/v1/vouchers", guards=[operator], operation_class=body((JSON, "Voucher")))
-async def post_voucher(request: AnyRequest, scopes: Scopes = None) -> Response[bytes]:
+async def post_voucher(request: AnyRequest, scopes: Scopes = None, hidden: FromQuery[bool] = False) -> Response[bytes]:
+    """`hidden`: devices are told the digest of the code and not the code itself, which must be of 80 bits or more."""
     server, raw = _server(request), await request.body()
 
     async def work(transaction: Transaction) -> vouchers.VoucherView:
-        now = server.clock()
-        voucher_id = await vouchers.create(transaction, raw, scopes or [FIRST_SCOPE], server.settings, now=now)
+        names, now = scopes or [FIRST_SCOPE], server.clock()
+        voucher_id = await vouchers.create(transaction, raw, names, server.settings, hidden=hidden, now=now)
         return (await vouchers.view(transaction, voucher_id=voucher_id, limit=1))[0]
 
     return _json(await server.database.write(work), 201)
@@ -160,6 +179,18 @@ async def get_voucher(request: AnyRequest, voucher_id: FromPath[str]) -> Respons
     if not found:
         raise not_found("voucher")
     return _json(found[0])
+
+
+@put("/v1/vouchers/{voucher_id:str}", guards=[operator], operation_class=body((JSON, "Voucher")))
+async def put_voucher(request: AnyRequest, voucher_id: FromPath[str]) -> Response[bytes]:
+    """A new revision: the whole voucher, not only what changes."""
+    server, raw = _server(request), await request.body()
+
+    async def work(transaction: Transaction) -> vouchers.VoucherView:
+        await vouchers.revise(transaction, voucher_id, raw, server.settings, now=server.clock())
+        return (await vouchers.view(transaction, voucher_id=voucher_id, limit=1))[0]
+
+    return _json(await server.database.write(work))
 
 
 @post(
@@ -214,15 +245,59 @@ async def list_devices(request: AnyRequest, cursor: FromQuery[str] = "", limit: 
 
 
 @post(
-    [f"/v1/devices/{{device_id:str}}/{verb}" for verb in ("suspend", "revoke", "lost")], status_code=200,
+    [f"/v1/devices/{{device_id:str}}/{verb}" for verb in DEVICE_VERBS], status_code=200,
     guards=[operator], operation_class=body((JSON, "NoBody"), required=False),
 )  # fmt: skip
 async def change_device(request: AnyRequest, device_id: FromPath[str]) -> Response[bytes]:
-    verbs = {"suspend": DeviceState.SUSPENDED, "revoke": DeviceState.REVOKED, "lost": DeviceState.LOST}
-    state = verbs[request.scope["path"].rstrip("/").rpartition("/")[2]]
+    server, state = _server(request), DEVICE_VERBS[request.scope["path"].rstrip("/").rpartition("/")[2]]
     await _read(request, NoBody)
-    await _server(request).database.write(lambda t: devices.change_state(t, device_id, state))
+    await server.database.write(lambda t: devices.change_state(t, device_id, state, now=server.clock()))
     return _json({"id": device_id, "state": state})
+
+
+@get("/v1/devices/{device_id:str}", guards=[operator])
+async def get_device(request: AnyRequest, device_id: FromPath[str]) -> Response[bytes]:
+    server = _server(request)
+    async with server.database.read() as connection:
+        return _json(await forks.show(connection, server, device_id))
+
+
+@post(
+    "/v1/devices/{device_id:str}/move", status_code=200, guards=[operator], operation_class=body((JSON, "NewPlace"))
+)  # fmt: skip
+async def move_device(request: AnyRequest, device_id: FromPath[str]) -> Response[bytes]:
+    server, new = _server(request), await _read(request, NewPlace)
+    await server.database.write(lambda t: devices.move(t, device_id, new.scope, now=server.clock()))
+    return _json({"id": device_id, "scope": new.scope})
+
+
+@post(
+    "/v1/leases/{lease_id:str}/release", status_code=200, guards=[operator],
+    operation_class=body((JSON, "NoBody"), required=False),
+)  # fmt: skip
+async def release_lease(request: AnyRequest, lease_id: FromPath[str]) -> Response[bytes]:
+    """At risk, and final: the device may have used more of it than is known."""
+    server = _server(request)
+    await _read(request, NoBody)
+    return _json(await server.database.write(lambda t: leases.release(t, lease_id, now=server.clock())))
+
+
+@get("/v1/recovery", guards=[operator])
+async def get_recovery(request: AnyRequest) -> Response[bytes]:
+    async with _server(request).database.read() as connection:
+        return _json(await recovery.progress(connection))
+
+
+@post(
+    ["/v1/recovery/begin", "/v1/recovery/end"], status_code=200, guards=[operator],
+    operation_class=body((JSON, "NoBody"), required=False),
+)  # fmt: skip
+async def change_recovery(request: AnyRequest) -> Response[bytes]:
+    """`begin` declares that the database was restored from a backup; `end` does not wait for those `unreported`."""
+    server = _server(request)
+    await _read(request, NoBody)
+    change = recovery.begin if request.scope["path"].rstrip("/").endswith("begin") else recovery.end
+    return _json(await server.database.write(lambda t: change(t, now=server.clock())))
 
 
 @get("/v1/flagged", guards=[operator])
@@ -262,6 +337,7 @@ async def get_live(request: AnyRequest) -> Response[bytes]:
 
 HANDLERS = [
     get_root, enrol, get_manifest, get_blob, post_sync, post_redemption, post_voucher, list_vouchers, get_voucher,
-    deactivate_voucher, post_campaign, list_campaigns, post_scope, list_scopes, post_token, list_devices,
-    change_device, list_flagged, resolve_flagged, get_status, get_live,
+    put_voucher, deactivate_voucher, post_campaign, list_campaigns, post_scope, list_scopes, post_token, list_devices,
+    change_device, list_flagged, resolve_flagged, get_status, get_live, enrol_again, get_device, move_device,
+    release_lease, get_recovery, change_recovery,
 ]  # fmt: skip

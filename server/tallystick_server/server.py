@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import uuid_utils
-from sqlalchemy import exists, select, update
+from sqlalchemy import select
 
 from tallystick_server import keys as keys_of
 from tallystick_server import tables
 from tallystick_server.database import Database, Transaction
 from tallystick_server.keys import Keys
-from tallystick_server.logs import LOG
 from tallystick_server.revisions import Revisions
 from tallystick_server.settings import Settings
 from tallystick_shared.errors import CallerError
@@ -26,13 +25,17 @@ OPERATOR_KEY_PREFIX = "tallyop_"
 
 @dataclass(frozen=True)
 class Server:
-    """`clock` gives the time now, with an offset; nothing here reads the wall clock by itself."""
+    """`clock` gives the time now, with an offset; nothing here reads the wall clock by itself.
+
+    `grants`: whether leases are granted; not where nobody takes the answer to the device.
+    """
 
     settings: Settings
     database: Database
     keys: Keys
     clock: Clock
     revisions: Revisions = field(default_factory=Revisions)
+    grants: bool = True
 
 
 def open_server(settings: Settings, clock: Clock) -> Server:
@@ -57,21 +60,6 @@ async def read_ledger(transaction: Transaction) -> Ledger:
     newest = select(tables.syncs.c.id).order_by(tables.syncs.c.id.desc()).limit(1)
     mark = (await transaction.execute(newest)).scalar_one_or_none()
     return Ledger(row.server_id, row.server_epoch, row.state, mark or 0, row.suspected_by)
-
-
-async def suspect_restore(transaction: Transaction, device_id: str) -> None:
-    """A device has seen what this database has not: it was restored from a backup, so nothing more is granted.
-
-    Only an active device is believed: one that an operator has turned away must not stop all others.
-    """
-    active = exists().where(tables.devices.c.id == device_id, tables.devices.c.state == "active")
-    change = (
-        update(tables.server)
-        .where(tables.server.c.state == "normal", active)
-        .values(state="restore_suspected", suspected_by=device_id)
-    )
-    if (await transaction.execute(change)).rowcount:
-        LOG.warning("restore suspected", device=device_id)
 
 
 def not_found(what: str) -> CallerError:

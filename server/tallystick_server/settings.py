@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """So has one this far before the event it follows."""
     token_ttl_s: Seconds = DAY_S
     root_ttl_s: Seconds = 3 * 366 * DAY_S
+    body_retention_s: Seconds | None = None
+    """How long orders are kept at their events: `tallystick-server erase-bodies` erases older ones. Unset: for ever."""
     body_bytes_max: Annotated[int, Meta(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
 
     def __post_init__(self) -> None:

@@ -273,15 +273,17 @@ def _settled_minor(envelope: Envelope, sale: _Sale, facts: Facts, flags: set[Fla
 
 def _cover(envelope: Envelope, use: Use, facts: Facts, flags: set[Flag]) -> str:
     """`lease`, `open` or `none`; only what no lease covers touches the pool."""
-    lease = facts.leases.get(use.lease or "")
+    lease, voucher = facts.leases.get(use.lease or ""), facts.vouchers.get(use.voucher_id)
     if lease is not None and lease.voucher_id == use.voucher_id and lease.state in ("open", "burned"):
         units, minor = lease.known_units + use.units, lease.known_minor + use.minor
         if (lease.units is None or units <= lease.units) and (lease.minor is None or minor <= lease.minor):
             lease.known_units, lease.known_minor, lease.changed = units, minor, True
+            for measure, granted, amount in (("units", lease.units, use.units), ("minor", lease.minor, use.minor)):
+                if granted is None and voucher is not None and measure in voucher.free:  # a limit newer than the lease
+                    facts.moves.add(use.voucher_id, measure, free=-amount, uncovered=amount)
             if envelope.at > lease.expires_at:
                 flags.add(Flag.LATE)
             return "lease"
-    voucher = facts.vouchers.get(use.voucher_id)
     amounts = {"units": use.units, "minor": use.minor}
     within = voucher is not None
     for measure, amount in amounts.items():

@@ -2,7 +2,8 @@
 
 1. the device and its signature over line 1; the digest and size of what follows; only then it is unpacked
 2. the same request once more gets the same answer
-3. the chain: what is stored already is passed over, a place with two hashes is a fork (I5)
+3. whether this database knows as much as the device has seen (`recovery`), and where in its chain the batch belongs
+   (`placing`): what is stored already is passed over, a fork is kept on a branch of its own (I5)
 4. and 5. every event is stored and settled; one that cannot be settled is quarantined, and no other with it
 6. leases: granted, recalled, or all of them told again
 7. the answer, signed and stored; its number is the ledger mark
@@ -13,7 +14,7 @@ from __future__ import annotations
 import io
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -22,23 +23,23 @@ import zstandard
 from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from tallystick_server import adopting, forks, placing, posting, recovery
 from tallystick_server import devices as devices_of
 from tallystick_server import leases as leases_of
-from tallystick_server import posting
 from tallystick_server.database import Transaction
 from tallystick_server.devices import Device
 from tallystick_server.ledger import note_demand
 from tallystick_server.logs import LOG
-from tallystick_server.server import Ledger, Server, read_ledger, suspect_restore
+from tallystick_server.placing import Batch, Place
+from tallystick_server.server import Ledger, Server, read_ledger
 from tallystick_server.settling import Rules, Settled, open_envelope, quarantined, settle
-from tallystick_server.tables import devices, events, leases, scopes, syncs
+from tallystick_server.tables import devices, events, scopes, syncs
 from tallystick_shared.errors import CallerError, Untrusted
 from tallystick_shared.journal import (
     BATCH_BYTES_MAX,
     BATCH_EVENTS_MAX,
     EVENT_BYTES_MAX,
     Position,
-    StoredEvent,
     chain_next,
     chain_start,
     encode,
@@ -54,25 +55,14 @@ _HEAD = msgspec.json.Decoder(SyncHead)
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """The events of a request, at the sequence numbers after `head.after`, with the chain's hash at each."""
+class _Round:
+    """One request as it is settled, in one transaction. `ledger`: as it stood when the request was compared with it."""
 
-    head: SyncHead
-    events: list[StoredEvent]
-    hashes: list[str]
-    request_sha256: str
-
-    def seq(self, index: int) -> int:
-        return self.head.after.seq + 1 + index
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the batch's new events go: from index `start` on, to `branch`. `known` is what the device's tip becomes."""
-
-    branch: int
-    start: int
-    forked: bool
+    server: Server
+    transaction: Transaction
+    batch: Batch
+    ledger: Ledger
+    now: datetime
 
 
 async def sync(server: Server, body: bytes) -> bytes:
@@ -87,7 +77,7 @@ async def sync(server: Server, body: bytes) -> bytes:
     return await server.database.write(lambda transaction: _settle(server, transaction, device.id, batch, now))
 
 
-def _open(head: SyncHead, packed: bytes, request_sha256: str) -> _Batch:
+def _open(head: SyncHead, packed: bytes, request_sha256: str) -> Batch:
     """Unpacks the events, capped, and follows the chain over them. Raises `Untrusted`, `CallerError` (`TOO_LARGE`)."""
     if head.events.bytes != len(packed) or (packed and head.events.sha256 != sha256_hex(packed)):
         raise Untrusted("the events are not those that line 1 names", code="WRONG_DIGEST")
@@ -104,7 +94,7 @@ def _open(head: SyncHead, packed: bytes, request_sha256: str) -> _Batch:
         hashes.append(previous)
     if previous != head.through.hash:
         raise Untrusted("the chain over the events does not lead to through", code="BROKEN_CHAIN")
-    return _Batch(head, found, hashes, request_sha256)
+    return Batch(head, found, hashes, request_sha256)
 
 
 def _unpack(packed: bytes) -> bytes:
@@ -118,7 +108,7 @@ def _unpack(packed: bytes) -> bytes:
     return raw
 
 
-async def _settle(server: Server, transaction: Transaction, device_id: str, batch: _Batch, now: datetime) -> bytes:
+async def _settle(server: Server, transaction: Transaction, device_id: str, batch: Batch, now: datetime) -> bytes:
     device = await devices_of.find(transaction, device_id, lock=True)
     # 2. seen before?
     seen = select(syncs.c.answer).where(syncs.c.request_sha256 == batch.request_sha256)
@@ -126,102 +116,50 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
         if row.answer is None:
             raise CallerError("this request was answered long ago", code="STALE_REQUEST")
         return bytes(row.answer)
-    ledger = await read_ledger(transaction)
-    if batch.head.ledger_mark > ledger.mark or batch.head.server_epoch > ledger.server_epoch:
-        await suspect_restore(transaction, device.id)
-        ledger = Ledger(ledger.server_id, ledger.server_epoch, "restore_suspected", ledger.mark)
-    # 3. the chain
-    place = await _place(transaction, device, batch, ledger)
+    # 3. what is known, and the chain
+    ledger = await recovery.compare(transaction, await read_ledger(transaction), device, batch.head, now=now)
+    this = _Round(server, transaction, batch, ledger, now)
+    if batch.head.server_epoch < ledger.server_epoch:
+        return await _answer(this, device, [], await placing.known_of(transaction, device, batch, ledger))
+    reporting = recovery.must_report(device, ledger)
+    if reporting and batch.head.held is not None:
+        await adopting.adopt(transaction, device, batch.head, now=now)
+    nonce = placing.challenge(server.keys.receipt, device)
+    place = await placing.place(transaction, device, batch, ledger, nonce)
     if place is None:
-        return await _answer(server, transaction, device, batch, ledger, [], Position(device.seq, device.hash), now)
-    state = device.state
-    if place.forked:
-        state = DeviceState.SUSPENDED if state is DeviceState.ACTIVE else state
+        return await _answer(this, device, [], Position(device.seq, device.hash))
+    if place.sign is not None:
         await leases_of.burn(transaction, device.id, by="forked")
-        LOG.warning("fork", device=device.id, branch=place.branch, seq=batch.seq(place.start))
     # 4. and 5. store and settle
-    settled = await _store(server, transaction, device, batch, place, now)
-    await _advance(transaction, device, batch, place, state, settled, now)
+    settled = await _store(this, device, place)
+    await _advance(this, device, place, settled)
+    if place.sign is not None:
+        await forks.note(transaction, server, device.id, place.sign, place.branch, now=now)
     known = await _known_outcomes(transaction, device, batch, place.start)
     device = await devices_of.find(transaction, device.id)
-    after = batch.head.through
-    return await _answer(server, transaction, device, batch, ledger, [*known, *settled], after, now)
+    if reporting and batch.head.held is not None:
+        this = await _report(this, device)
+        device = await devices_of.find(transaction, device.id)
+    return await _answer(this, device, [*known, *settled], batch.head.through)
 
 
-async def _place(transaction: Transaction, device: Device, batch: _Batch, ledger: Ledger) -> _Place | None:
-    """Where the batch belongs. None: it leaves a gap that a restore of this server explains, and is sent again."""
-    head = batch.head
-    start = chain_start(ledger.server_id, device.id, device.key)
-    positions = [(head.after.seq, head.after.hash)]
-    positions += [(batch.seq(index), chained) for index, chained in enumerate(batch.hashes)]
-    stored = await _stored(transaction, device.id, positions)
-    anchored = positions[0] == (0, start) or positions[0] in stored
-    if not anchored and ledger.state == "restore_suspected" and device.seq < head.after.seq:
-        return None
-    new = next((i for i, position in enumerate(positions[1:]) if position not in stored), len(batch.events))
-    behind = device.branches == 1 and head.head.seq < device.seq
-    if behind and anchored and new == len(batch.events):
-        # An older request that the line delivered late, or a journal restored from an older copy. It says nothing that
-        # is not known, so it proves no fork: a copy shows itself with its first event of its own.
-        raise CallerError(
-            "the server knows later events of this till: this is an old request, or an old copy of the till's files",
-            code="STALE_REQUEST",
-        )
-    went_back = behind or (device.branches == 1 and await _uses_went_down(transaction, device, head))
-    if not anchored:
-        return _Place(device.branches, new, forked=True)
-    if new == len(batch.events):
-        return _Place(0, new, forked=went_back)
-    previous = positions[new]
-    branch = stored.get(previous, 0)
-    ends_there = await _ends(transaction, device, branch, previous[0])
-    if ends_there and not went_back:
-        return _Place(branch, new, forked=False)
-    return _Place(branch if ends_there else device.branches, new, forked=True)
+async def _report(this: _Round, device: Device) -> _Round:
+    """In a recovery: what follows from the events that were just settled, and whether these were the last."""
+    await adopting.take_up(this.transaction, device)
+    if this.batch.head.through != this.batch.head.head:
+        return this
+    ledger = await recovery.note_reported(this.transaction, device, this.ledger, now=this.now)
+    return replace(this, ledger=ledger)
 
 
-async def _stored(
-    transaction: Transaction, device_id: str, positions: Sequence[tuple[int, str]]
-) -> dict[tuple[int, str], int]:
-    """The branch of each of these places in the journal that is stored; the lowest where several share it."""
-    query = (
-        select(events.c.seq, events.c.hash, events.c.branch)
-        .where(events.c.device_id == device_id, events.c.seq >= positions[0][0], events.c.seq <= positions[-1][0])
-        .order_by(events.c.branch.desc())
-    )
-    return {(row.seq, row.hash): row.branch for row in await transaction.execute(query)}
-
-
-async def _ends(transaction: Transaction, device: Device, branch: int, seq: int) -> bool:
-    if device.branches == 1:
-        return seq == device.seq
-    top = select(func.max(events.c.seq)).where(events.c.device_id == device.id, events.c.branch == branch)
-    return ((await transaction.execute(top)).scalar_one() or 0) == seq
-
-
-async def _uses_went_down(transaction: Transaction, device: Device, head: SyncHead) -> bool:
-    """Whether the device reports a u below k (I2): it forgot uses it had reported."""
-    reported = {use.id: use for use in head.leases}
-    known = select(leases.c.id, leases.c.known_units, leases.c.known_minor).where(
-        leases.c.device_id == device.id, leases.c.state == "open", (leases.c.known_units + leases.c.known_minor) > 0
-    )
-    for row in await transaction.execute(known):
-        use = reported.get(row.id)
-        if use is not None and (use.units < row.known_units or use.minor < row.known_minor):
-            return True
-    return False
-
-
-async def _store(
-    server: Server, transaction: Transaction, device: Device, batch: _Batch, place: _Place, now: datetime
-) -> list[Settled]:
+async def _store(this: _Round, device: Device, place: Place) -> list[Settled]:
     """Settles and stores what is new: all at once, or, where that fails, one by one."""
-    fresh = list(range(place.start, len(batch.events)))
+    fresh = list(range(place.start, len(this.batch.events)))
     if not fresh:
         return []
     try:
-        async with transaction.begin_nested():
-            return await _store_some(server, transaction, device, batch, place, fresh, now)
+        async with this.transaction.begin_nested():
+            return await _store_some(this, device, place, fresh)
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not keep the other events from being stored
         _must_be_the_events_fault(error)
         LOG.error(
@@ -232,17 +170,17 @@ async def _store(
     settled: list[Settled] = []
     for index in fresh:
         try:
-            async with transaction.begin_nested():
-                settled += await _store_some(server, transaction, device, batch, place, [index], now)
+            async with this.transaction.begin_nested():
+                settled += await _store_some(this, device, place, [index])
         except Exception as error:  # noqa: BLE001 - as above; the log has it, the event is kept for an operator
             _must_be_the_events_fault(error)
             LOG.error(
                 "an event is quarantined",
                 device=device.id,
-                seq=batch.seq(index),
+                seq=this.batch.seq(index),
                 traceback="".join(traceback.format_exception(error)),
             )
-            settled += await _store_some(server, transaction, device, batch, place, [index], now, quarantine=True)
+            settled += await _store_some(this, device, place, [index], quarantine=True)
     return settled
 
 
@@ -255,60 +193,55 @@ def _must_be_the_events_fault(error: Exception) -> None:
 
 
 async def _store_some(
-    server: Server,
-    transaction: Transaction,
-    device: Device,
-    batch: _Batch,
-    place: _Place,
-    indexes: Sequence[int],
-    now: datetime,
-    *,
-    quarantine: bool = False,
+    this: _Round, device: Device, place: Place, indexes: Sequence[int], *, quarantine: bool = False
 ) -> list[Settled]:
-    settings = server.settings
+    batch, transaction = this.batch, this.transaction
+    rules = _rules(this, device)
+    envelopes = [open_envelope(batch.events[index], batch.seq(index)) for index in indexes]
+    facts = await posting.load(transaction, this.server.revisions, device, [] if quarantine else envelopes)
+    settled = []
+    for index, envelope in zip(indexes, envelopes, strict=True):
+        step = (batch.events[index], batch.seq(index), envelope, facts)
+        settled.append(quarantined(*step) if quarantine else settle(*step, rules))
+    hashes = [batch.hashes[index] for index in indexes]
+    await posting.write(transaction, device, place.branch, settled, hashes, facts, now=this.now)
+    return settled
+
+
+def _rules(this: _Round, device: Device) -> Rules:
+    settings = this.server.settings
     last_contact = device.last_sync_at or device.enrolled_at
-    rules = Rules(
+    if recovery.must_report(device, this.ledger):
+        last_contact = this.now  # when it really was has been forgotten with the events that come now
+    return Rules(
         store_id=device.store_id,
-        now=now,
+        now=this.now,
         clock_ahead=timedelta(seconds=settings.clock_ahead_s),
         clock_back=timedelta(seconds=settings.clock_back_s),
         # a manifest was at most this old when the device last had contact
         late_after=last_contact
         + timedelta(seconds=settings.manifest_ttl_s + settings.offline_s + settings.clock_ahead_s),
     )
-    envelopes = [open_envelope(batch.events[index], batch.seq(index)) for index in indexes]
-    facts = await posting.load(transaction, server.revisions, device, [] if quarantine else envelopes)
-    settled = []
-    for index, envelope in zip(indexes, envelopes, strict=True):
-        step = (batch.events[index], batch.seq(index), envelope, facts)
-        settled.append(quarantined(*step) if quarantine else settle(*step, rules))
-    hashes = [batch.hashes[index] for index in indexes]
-    await posting.write(transaction, device, place.branch, settled, hashes, facts, now=now)
-    return settled
 
 
-async def _advance(
-    transaction: Transaction,
-    device: Device,
-    batch: _Batch,
-    place: _Place,
-    state: DeviceState,
-    settled: Sequence[Settled],
-    now: datetime,
-) -> None:
+async def _advance(this: _Round, device: Device, place: Place, settled: Sequence[Settled]) -> None:
+    forked = place.sign is not None
+    through, replicated = this.batch.head.through, this.server.settings.backup == "replicated"
     values: dict[str, Any] = {
-        "state": state.value,
-        "last_sync_at": now,
-        "branches": max(device.branches, place.branch + 1),
+        "state": (DeviceState.SUSPENDED if forked and device.state is DeviceState.ACTIVE else device.state).value,
+        "last_sync_at": this.now,
+        "branches": max(device.branches, place.branch + 1, 2 if forked else 1),
     }
     if settled and place.branch == 0:
-        values.update(seq=batch.head.through.seq, hash=batch.head.through.hash)
+        values.update(seq=through.seq, hash=through.hash)
+        if replicated:
+            values.update(durable_seq=through.seq, durable_hash=through.hash)
     if times := [one.envelope.at for one in settled if one.envelope is not None]:
         values["last_event_at"] = times[-1]
-    await transaction.execute(update(devices).where(devices.c.id == device.id).values(**values))
+    await this.transaction.execute(update(devices).where(devices.c.id == device.id).values(**values))
 
 
-async def _known_outcomes(transaction: Transaction, device: Device, batch: _Batch, count: int) -> list[EventOutcome]:
+async def _known_outcomes(transaction: Transaction, device: Device, batch: Batch, count: int) -> list[EventOutcome]:
     """What was said of those events of the batch that were stored before: a device that asks again is told again."""
     places = [(batch.seq(index), batch.hashes[index]) for index in range(count)]
     if not places:
@@ -326,29 +259,21 @@ async def _known_outcomes(transaction: Transaction, device: Device, batch: _Batc
 
 
 async def _answer(
-    server: Server,
-    transaction: Transaction,
-    device: Device,
-    batch: _Batch,
-    ledger: Ledger,
-    outcomes: Sequence[EventOutcome | Settled],
-    acknowledged: Position,
-    now: datetime,
+    this: _Round, device: Device, outcomes: Sequence[EventOutcome | Settled], acknowledged: Position
 ) -> bytes:
+    server, transaction, ledger = this.server, this.transaction, this.ledger
     # 6. leases
-    granted, recall, full, digest = await _leases(server, transaction, device, batch.head, ledger, now)
+    granted, recall, full, digest = await _leases(this, device)
     # 7. the answer
-    row = {"device_id": device.id, "request_sha256": batch.request_sha256, "at": now}
+    row = {"device_id": device.id, "request_sha256": this.batch.request_sha256, "at": this.now}
     mark = int((await transaction.execute(insert(syncs).returning(syncs.c.id), row)).scalar_one())
     version = select(scopes.c.version).where(scopes.c.name == device.scope)
-    replicated = server.settings.backup == "replicated"
-    start = Position(0, chain_start(ledger.server_id, device.id, device.key))
     answer = SyncAnswer(
         device=device.id,
-        request_sha256=batch.request_sha256,
+        request_sha256=this.batch.request_sha256,
         state=device.state,
         acknowledged=acknowledged,
-        durable=acknowledged if replicated else start,
+        durable=await _durable(this, device, acknowledged),
         exceptions=[_outcome(one) for one in outcomes if one.outcome is not Outcome.APPLIED],
         leases=granted,
         leases_full=full,
@@ -356,11 +281,12 @@ async def _answer(
         recall=recall,
         server_epoch=ledger.server_epoch,
         ledger_mark=mark,
-        server_time=now,
+        server_time=this.now,
         root_version=server.keys.root_version,
         scope=device.scope,
         manifest_version=(await transaction.execute(version)).scalar_one(),
         retry_after_s=RETRY_AFTER_S,
+        recovering=ledger.state == "recovering" or recovery.must_report(device, ledger),
     )
     signed = server.keys.receipt.sign(Typ.ANSWER, encode(answer))
     await transaction.execute(update(syncs).where(syncs.c.id == mark).values(answer=signed))
@@ -371,26 +297,49 @@ async def _answer(
     return signed
 
 
+async def _durable(this: _Round, device: Device, acknowledged: Position) -> Position:
+    """How far the device's own journal is in every backup; never beyond what is acknowledged."""
+    if this.server.settings.backup == "replicated":
+        return acknowledged
+    start = Position(0, chain_start(this.ledger.server_id, device.id, device.key))
+    if device.branches > 1:
+        # a copy shares only what lies before the first event in which the branches differ
+        apart = select(func.min(events.c.seq)).where(events.c.device_id == device.id, events.c.branch > 0)
+        first = (await this.transaction.execute(apart)).scalar_one_or_none()
+        if first is not None and first <= device.durable_seq:
+            return start
+    if device.durable_hash is None:
+        return start
+    if acknowledged.seq <= device.durable_seq:
+        return acknowledged
+    return Position(device.durable_seq, device.durable_hash)
+
+
 def _outcome(one: EventOutcome | Settled) -> EventOutcome:
     if isinstance(one, EventOutcome):
         return one
-    return EventOutcome(one.seq, "" if one.envelope is None else one.envelope.id, one.outcome, one.reasons)
+    return EventOutcome(one.seq, "" if one.envelope is None else one.envelope.id, one.outcome, [*one.reasons])
 
 
-async def _leases(
-    server: Server, transaction: Transaction, device: Device, head: SyncHead, ledger: Ledger, now: datetime
-) -> tuple[list[Lease], list[str], bool, str]:
+async def _leases(this: _Round, device: Device) -> tuple[list[Lease], list[str], bool, str]:
     """Leases to tell of, those to close, whether these are all of them, and the digest over all."""
+    transaction, settings, head, ledger = this.transaction, this.server.settings, this.batch.head, this.ledger
     open_now = [leases_of.as_lease(row) for row in await leases_of.open_leases(transaction, device.id)]
-    full = digest_of(open_now) != head.leases_digest
+    digest = digest_of(open_now)
+    if head.server_epoch < ledger.server_epoch:
+        return [], [], False, digest  # it has yet to tell what it holds
+    # Numbers rise: with a higher one it holds leases that are forgotten here. Told that these are all, it gave it up.
+    forgotten = head.lease_number > device.lease_number or recovery.must_report(device, ledger)
+    full = digest != head.leases_digest and not forgotten
+    told = open_now if full else []
     if device.state is not DeviceState.ACTIVE:
-        return (open_now if full else []), [one.id for one in open_now], full, digest_of(open_now)
+        return told, [one.id for one in open_now], full, digest
     wants = {want.voucher_id: want.units for want in head.wants if want.units}
-    await note_demand(transaction, device.id, wants, now=now)
-    granted: list[Lease] = []
-    if ledger.state == "normal":
-        asking = leases_of.Asking(device.id, device.scope, max(device.lease_number, head.lease_number), set(wants))
-        granted = await leases_of.allot(transaction, server.settings, asking, now=now)
-    recall = await leases_of.to_recall(transaction, server.settings, device.id, now=now)
+    await note_demand(transaction, device.id, wants, now=this.now)
+    if ledger.state != "normal" or recovery.must_report(device, ledger):
+        return told, [], full, digest  # nothing is granted, so nothing is recalled to be granted anew
+    asking = leases_of.Asking(device.id, device.scope, device.lease_number, set(wants))
+    granted = await leases_of.allot(transaction, settings, asking, now=this.now)
+    recall = await leases_of.to_recall(transaction, settings, device.id, now=this.now)
     everything = [*open_now, *granted]
     return (everything if full else granted), recall, full, digest_of(everything)

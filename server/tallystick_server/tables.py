@@ -408,6 +408,9 @@ blobs = Table(
     Column("sha256", _DIGEST, primary_key=True),
     Column("data", LargeBinary, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+    # until when devices may ask for what no manifest names any more
+    Column("kept_until", UtcTime),
+    Index(None, "kept_until"),
 )
 
 # what an operator or a rule decided; rows are only ever added

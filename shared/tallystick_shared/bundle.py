@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from tallystick_shared.codes import HIDDEN_PREFIX as HIDDEN_PREFIX
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Count, Digest, Id, Instant
 
@@ -20,8 +21,6 @@ DELTAS_MAX = 64
 """Deltas a manifest names; a server merges them long before."""
 Version = Annotated[int, Meta(ge=1, le=2**53)]
 Salt = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
-HIDDEN_PREFIX = "sha256:"
-"""What a code that travels as its digest begins with."""
 
 
 class Role(msgspec.Struct, frozen=True):

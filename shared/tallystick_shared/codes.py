@@ -13,6 +13,8 @@ from .errors import InvalidInput
 from .unicode14 import is_assigned
 
 CODE_CHARACTERS_MAX: Final = 128
+HIDDEN_PREFIX: Final = "sha256:"
+"""What a code that travels as its digest begins with, and no other."""
 
 # The White_Space property itself, not str.isspace: that also takes U+001C..U+001F, and grew and shrank with
 # Python's Unicode database. The property has not changed since Unicode 6.3.

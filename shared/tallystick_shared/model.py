@@ -112,6 +112,9 @@ def parse_voucher(raw: Raw, *, default_currency: str | None = None) -> Voucher:
 
 def _publishable(voucher: Voucher, default_currency: str | None) -> Voucher:
     voucher = checked_voucher(voucher, default_currency)
+    if codes.fold(voucher.code).startswith(codes.HIDDEN_PREFIX):
+        expected = f"must not begin with {codes.HIDDEN_PREFIX}, which only the digest of a hidden code does"
+        raise InvalidInput("code", expected, shown(voucher.code))
     refuse_contradictions(voucher)
     return voucher
 

@@ -180,8 +180,8 @@ class SyncHead(msgspec.Struct, frozen=True):
     `leases` lists u of each lease in use; `leases_digest` covers all leases the device holds open once the server has
     read up to `through` (`digest_of`), and `lease_number` is the highest number it ever accepted. `ledger_mark` is the
     highest it ever saw. `held`, only while the server recovers, are all leases it holds open at `after`: a server that
-    was restored from a backup adopts those it has forgotten. `nonce`: new for every request, or the `challenge` of a
-    refusal with STALE_REQUEST.
+    was restored from a backup adopts those it has forgotten. `retired`: the device redeems no more, and is granted
+    nothing. `nonce`: new for every request, or the `challenge` of a refusal with STALE_REQUEST.
     """
 
     device: Id
@@ -199,6 +199,7 @@ class SyncHead(msgspec.Struct, frozen=True):
     clock: ClockReading
     manifest_version: Count
     held: Annotated[list[Lease], Meta(max_length=100_000)] | None = None
+    retired: bool = False
 
 
 class EventOutcome(msgspec.Struct, frozen=True):

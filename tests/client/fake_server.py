@@ -16,19 +16,7 @@ from typing import Any
 import msgspec
 import zstandard
 
-from tallystick_shared.bundle import (
-    BlobRef,
-    BundleVoucher,
-    Caps,
-    Manifest,
-    Role,
-    Roles,
-    Root,
-    put_line,
-    state_digest,
-    voucher_digest,
-)
-from tallystick_shared.codes import fold
+from tallystick_shared.bundle import Caps, Manifest, Role, Roles, Root
 from tallystick_shared.engine import compile_voucher, evaluate, result_json
 from tallystick_shared.journal import (
     Envelope,
@@ -41,7 +29,7 @@ from tallystick_shared.journal import (
     read_envelope,
     split_events,
 )
-from tallystick_shared.model import load_voucher, parse_order, parse_voucher, voucher_json
+from tallystick_shared.model import load_voucher, parse_order
 from tallystick_shared.signing import (
     PublicKey,
     SigningKey,
@@ -54,6 +42,7 @@ from tallystick_shared.signing import (
 from tallystick_shared.wire import (
     DeviceRequest,
     DeviceState,
+    EnrolAgain,
     Enrolled,
     EnrolmentToken,
     EnrolRequest,
@@ -67,6 +56,7 @@ from tallystick_shared.wire import (
     digest_of,
 )
 from tests.client.fake_clock import FakeClock
+from tests.client.fake_scope import FakeScope
 
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -89,22 +79,22 @@ class Device(msgspec.Struct):
         return [one for one in (read_envelope(event.envelope) for event in self.events) if one.type is kind]
 
 
-class FakeServer:
+class FakeServer(FakeScope):
     def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
         self.clock = clock
         self.id = str(uuid.uuid4())
         self.root_key, self.bundle_key, self.receipt_key = (SigningKey.generate() for _ in range(3))
         self.roots = [self.make_root(1)]
         self.scope = "main"
-        self.epoch, self.version, self.mark = 1, 0, 0
+        self.epoch, self.mark = 1, 0
         self.ttl = timedelta(days=2)
         self.caps = Caps()
-        self.vouchers: dict[str, BundleVoucher] = {}
-        self.blobs: dict[str, bytes] = {}
         self.devices: dict[str, Device] = {}
         self.tokens: dict[str, str] = {}
         self.redemptions: dict[str, RedeemAnswer] = {}
         self.exceptions: list[EventOutcome] = []
+        self.recovering = False
         self.durable = False
         self.heads: list[SyncHead] = []
         self.requests: list[str] = []
@@ -145,23 +135,6 @@ class FakeServer:
         self.tokens[secret] = ""
         return str(EnrolmentToken(secret, 1, sha256_hex(self.roots[0])))
 
-    def publish(self, *vouchers: dict[str, Any], raw: dict[str, bytes] | None = None) -> None:
-        """Adds or replaces vouchers by code; `raw` ones go out as they are."""
-        made = {one["code"]: voucher_json(parse_voucher(one, default_currency="EUR")) for one in vouchers}
-        for code, text in {**made, **(raw or {})}.items():
-            folded = fold(code)
-            before = self.vouchers.get(folded)
-            self.vouchers[folded] = BundleVoucher(
-                id=before.id if before else str(uuid.uuid4()),
-                revision=before.revision + 1 if before else 1,
-                code=folded,
-                voucher=msgspec.Raw(text),
-            )
-        self.version += 1
-
-    def voucher_id(self, code: str) -> str:
-        return self.vouchers[fold(code)].id
-
     def grant(
         self, device: Device, code: str, *, units: int | None = 5, minor: int | None = None, days: int = 14
     ) -> Lease:
@@ -180,24 +153,21 @@ class FakeServer:
 
     # ---- what it signs
 
-    def blob(self) -> tuple[bytes, str]:
-        lines = b"".join(put_line(one) for one in self.vouchers.values())
-        parts = sum(voucher_digest(one.id, sha256_hex(bytes(one.voucher))) for one in self.vouchers.values())
-        return zstandard.ZstdCompressor().compress(lines), state_digest(parts)
-
     def manifest(self, **changed: Any) -> bytes:
-        blob, digest = self.blob()
-        self.blobs[sha256_hex(blob)] = blob
         now = self.clock.now()
+        if "version" in changed and "deltas" not in changed:
+            alone = msgspec.structs.replace(self.snapshot_ref(), version=changed["version"])
+            changed = {"deltas": [], "snapshot": alone, **changed}
         manifest = Manifest(
             scope=self.scope,
             server_epoch=self.epoch,
             version=max(1, self.version),
             issued_at=now,
             expires_at=now + self.ttl,
-            snapshot=BlobRef(sha256_hex(blob), len(blob), len(self.vouchers)),
-            deltas=[],
-            state_digest=digest,
+            snapshot=self.snapshot_ref(),
+            deltas=self.delta_refs(),
+            state_digest=self.state(),
+            code_salt=self.salt,
             engine_min="1",
             poll_after_s=3600,
             caps=self.caps,
@@ -217,6 +187,8 @@ class FakeServer:
                 return self._manifest(headers, path)
             case "POST", ["devices"]:
                 return self._enrol(body)
+            case "POST", ["devices", "again"]:
+                return self._enrol_again(body)
             case "POST", ["sync"]:
                 return self._sync(body)
             case "POST", ["redemptions"]:
@@ -248,6 +220,21 @@ class FakeServer:
             name = str(uuid.uuid4())
             device = Device(name, key, [chain_start(self.id, name, key)], [], {})
             self.devices[name] = device
+        return 201, {}, self._enrolled(device, body)
+
+    def _enrol_again(self, body: bytes) -> Reply:
+        """A device that it has forgotten, believed by the two messages of its enrolment."""
+        asked = msgspec.json.decode(peek(body, Typ.ENROL_AGAIN)[1], type=EnrolAgain)
+        key = PublicKey.from_jwk(msgspec.json.decode(peek(asked.request.encode(), Typ.ENROL)[1], type=EnrolRequest).jwk)
+        verify(body, {key.kid: key}, Typ.ENROL_AGAIN)
+        signed = verify(asked.enrolled.encode(), {self.receipt_key.kid: self.receipt_key}, Typ.ENROLLED)
+        enrolled = msgspec.json.decode(signed, type=Enrolled)
+        assert enrolled.request_sha256 == sha256_hex(asked.request.encode())
+        device = Device(asked.device, key, [chain_start(self.id, asked.device, key)], [], {})
+        self.devices[device.id] = device
+        return 200, {}, self._enrolled(device, body)
+
+    def _enrolled(self, device: Device, body: bytes) -> bytes:
         enrolled = Enrolled(
             device=device.id,
             server=self.id,
@@ -259,18 +246,22 @@ class FakeServer:
             ledger_mark=self.mark,
             server_time=self.clock.now(),
         )
-        return 201, {}, self.receipt_key.sign(Typ.ENROLLED, encode(enrolled))
+        return self.receipt_key.sign(Typ.ENROLLED, encode(enrolled))
 
     def _sync(self, body: bytes) -> Reply:
         line, _, frame = body.partition(b"\n")
         _, payload = peek(line, Typ.SYNC)
-        device = self.devices[msgspec.json.decode(payload, type=SyncHead).device]
+        device = self.devices.get(msgspec.json.decode(payload, type=SyncHead).device)
+        if device is None:
+            return problem(401, "UNKNOWN_DEVICE", "this device is not enrolled here")
         head = msgspec.json.decode(verify(line, {device.key.kid: device.key}, Typ.SYNC), type=SyncHead)
         self.heads.append(head)
         assert head.events.sha256 == sha256_hex(frame)
         assert head.events.bytes == len(frame)
         events = split_events(zstandard.ZstdDecompressor().decompress(frame)) if frame else []
         assert len(events) == head.events.count
+        for lease in head.held or ():
+            device.leases.setdefault(lease.id, lease)
         if head.after.seq >= len(device.hashes):
             events = []  # restored from a backup: it has forgotten what the till goes on from
         else:
@@ -314,6 +305,7 @@ class FakeServer:
             scope=self.scope,
             manifest_version=self.version,
             retry_after_s=0,
+            recovering=self.recovering,
         )
         device.fresh, device.recall = [], []
         return self.receipt_key.sign(Typ.ANSWER, encode(self.tamper(answer)))
@@ -328,7 +320,15 @@ class FakeServer:
             result = evaluate(parse_order(bytes(asked.order)), compiled, asked.codes, at=self.clock.now())
             said = RedeemAnswer(asked.id, self.clock.now(), bool(result.applied), msgspec.Raw(result_json(result)))
             self.redemptions[asked.id] = said
-        return 200, {}, encode(self.redemptions[asked.id])
+        said = self.redemptions[asked.id]
+        said = msgspec.structs.replace(said, device=device.id, request_sha256=sha256_hex(body))
+        return 200, {}, self.receipt_key.sign(Typ.REDEEMED, encode(said))
+
+    def says_instead(self, reply: Reply, change: Callable[[Any], Any]) -> Reply:
+        """The same answer to an online redemption, changed and signed again."""
+        status, headers, body = reply
+        document = msgspec.json.decode(verify(body, {self.receipt_key.kid: self.receipt_key}, Typ.REDEEMED))
+        return status, headers, self.receipt_key.sign(Typ.REDEEMED, encode(change(document)))
 
     # ---- HTTP
 

@@ -68,7 +68,8 @@ def test_a_rejected_bundle_leaves_the_one_before(till: Till, shop: Shop) -> None
         till.sync()
     assert caught.value.code == "UNKNOWN_KEY"
     shop.server.bundle_key = bundle_key
-    shop.server.script = [passes, passes, lambda _path, answer: (200, {}, answer()[2][:-1] + b"\x00")]
+    spoilt = lambda _path, answer: (200, {}, answer()[2][:-1] + b"\x00")  # noqa: E731
+    shop.server.script = [passes, passes, spoilt, spoilt]
     with pytest.raises(Untrusted):
         till.sync()
     assert till.status().bundle_version == 1

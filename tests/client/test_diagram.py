@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tallystick_client.machine import TRANSITIONS, Phase
+from tallystick_client.phases import TRANSITIONS, Phase
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "sync-machine.md"
 
@@ -21,5 +21,5 @@ def drawn() -> str:
 
 
 def test_the_diagram_in_the_docs_is_the_table() -> None:
-    """docs/reference/sync-machine.md shows exactly the transitions of `machine.TRANSITIONS`."""
+    """docs/reference/sync-machine.md shows exactly the transitions of `phases.TRANSITIONS`."""
     assert drawn() in PAGE.read_text()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Generator
 from datetime import timedelta
 
 import pytest
 
-import tallystick_client.machine
 from tallystick_client import Till
 from tallystick_client.actions import (
     Action,
@@ -28,7 +26,8 @@ from tallystick_client.actions import (
     retry_after_s,
 )
 from tallystick_client.errors import TryLater
-from tallystick_client.machine import BACKOFF_MAX_S, SPREAD_S, TRANSITIONS, Machine, Phase
+from tallystick_client.machine import BACKOFF_MAX_S, SPREAD_S, Machine
+from tallystick_client.phases import TRANSITIONS, Phase
 from tallystick_shared.journal import EventType
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, sell
 from tests.client.fake_clock import START
@@ -47,12 +46,6 @@ def test_the_table_is_whole() -> None:
     }:
         ends |= more
     assert ends == set(Phase)
-
-
-def test_the_table_stands_at_the_top_of_the_module() -> None:
-    """The protocol is read before the code that follows it."""
-    text = inspect.getsource(tallystick_client.machine)
-    assert text.index("TRANSITIONS: dict") < text.index("class Machine")
 
 
 @pytest.fixture

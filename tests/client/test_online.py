@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ from tallystick_client import CallerError, InvalidInput, NotNow, RemoteError, Ti
 from tallystick_client.actions import Answer, Done, Persist, Send, Woken
 from tallystick_shared.engine import Reason, Refused, Result, result_json
 from tallystick_shared.journal import encode
+from tallystick_shared.signing import SigningKey, Typ
 from tallystick_shared.wire import DeviceState
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, rows
 from tests.client.fake_server import Reply, loses_the_answer, loses_the_request, says
@@ -69,7 +71,9 @@ def test_an_answer_that_cannot_be_read_is_none(till: Till, shop: Shop) -> None:
     """A login page, or another redemption's answer, does not stand in for the server's word."""
     till.redeem_online(order(2), ["TEN"])
     (other,) = shop.server.redemptions.values()
-    for body in (b"<html>", encode(other), encode(msgspec.structs.replace(other, result=msgspec.Raw(b"{}")))):
+    signed = shop.server.receipt_key.sign(Typ.REDEEMED, encode(other))
+    empty = encode(msgspec.structs.replace(other, result=msgspec.Raw(b"{}")))
+    for body in (b"<html>", encode(other), signed, shop.server.receipt_key.sign(Typ.REDEEMED, empty)):
         shop.server.script = [reply(body)]
         assert not till.redeem_online(order(), ["TEN"]).online
 
@@ -183,17 +187,15 @@ def test_a_refusal_closes_an_attempt_only_where_nothing_can_have_been_counted(
     assert (till.redeem_online(order(), ["ONLINE"]).id == lost.id) == stays
 
 
-def changed(**fields: object) -> Callable[..., Reply]:
-    """The server's answer with other fields in the result; `applied` ones in what was applied first."""
+def changed(**fields: object) -> Callable[[Any], Any]:
+    """The server's answer with other fields in the result; `first` ones in what was applied first."""
 
-    def forged(_path: str, answer: Callable[[], Reply]) -> Reply:
-        status, headers, body = answer()
-        said = msgspec.json.decode(body)
+    def forged(said: Any) -> Any:
         first = fields.get("first", {})
         assert isinstance(first, dict)
         said["result"] |= {name: value for name, value in fields.items() if name != "first"}
         said["result"]["applied"][0] |= first
-        return status, headers, encode(said)
+        return said
 
     return forged
 
@@ -213,15 +215,34 @@ def changed(**fields: object) -> Callable[..., Reply]:
     ],
 )
 def test_an_answer_that_is_no_result_of_the_order_is_not_believed(
-    till: Till, shop: Shop, forged: Callable[..., Reply]
+    till: Till, shop: Shop, forged: Callable[[Any], Any]
 ) -> None:
     """Another currency, other lines, sums that are none: an error, and the attempt stays open."""
-    shop.server.script = [forged]
+    shop.server.script = [lambda _path, answer: shop.server.says_instead(answer(), forged)]
     with pytest.raises(Untrusted) as caught:
         till.redeem_online(order(), ["ONLINE"])
     assert caught.value.code == "NOT_THIS_ORDER"
     assert till.redeem_online(order(), ["ONLINE"]).id in shop.server.redemptions
     assert len(shop.server.redemptions) == 1
+
+
+@pytest.mark.parametrize("name", ["device", "request_sha256", "id"])
+def test_an_answer_to_something_else_is_no_answer(till: Till, shop: Shop, name: str) -> None:
+    """Signed, but for another till, another request or another redemption: redeemed here, and counted once."""
+    other = "01920000-0000-7000-8000-000000000000" if name != "request_sha256" else "0" * 64
+    change = lambda said: {**said, name: other}  # noqa: E731
+    shop.server.script = [lambda _path, answer: shop.server.says_instead(answer(), change)]
+    receipt = till.redeem_online(order(), ["TEN"])
+    assert (receipt.redeemed, receipt.online) == (True, False)
+    assert list(shop.server.redemptions) == [receipt.id]
+
+
+def test_an_answer_that_nobody_signed_is_no_answer(till: Till, shop: Shop) -> None:
+    """Plain JSON, or a signature of a stranger, is not the server's word."""
+    stranger = SigningKey.generate()
+    for forged in (b"{}", stranger.sign(Typ.REDEEMED, b"{}"), shop.server.receipt_key.sign(Typ.ANSWER, b"{}")):
+        shop.server.script = [lambda _path, _answer, raw=forged: (200, {}, raw)]
+        assert not till.redeem_online(order(), ["TEN"]).online
 
 
 def cut_off(till: Till, shop: Shop, code: str, number: int = 1) -> str:
@@ -283,7 +304,7 @@ def test_what_the_server_leased_to_this_till_is_redeemed_from_the_lease(till: Ti
     """A limit reached online, for a voucher this till holds a lease of: redeemed here, under the same id."""
 
     def used_up(_path: str, answer: Callable[[], Reply]) -> Reply:
-        status, headers, body = answer()
+        reply = answer()
         said = shop.server.redemptions.popitem()[1]
         result = msgspec.json.decode(said.result, type=Result)
         none = msgspec.structs.replace(
@@ -294,8 +315,8 @@ def test_what_the_server_leased_to_this_till_is_redeemed_from_the_lease(till: Ti
             applied=(),
             refused=(Refused("ONCE", Reason.LIMIT_REACHED, {}),),
         )
-        body = encode(msgspec.structs.replace(said, redeemed=False, result=msgspec.Raw(result_json(none))))
-        return status, headers, body
+        refused = {"redeemed": False, "result": msgspec.Raw(result_json(none))}
+        return shop.server.says_instead(reply, lambda document: document | refused)
 
     shop.server.script = [used_up]
     assert not till.redeem_online(order(), ["ONCE"]).redeemed

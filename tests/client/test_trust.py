@@ -8,15 +8,13 @@ from typing import Any
 
 import msgspec
 import pytest
-import zstandard
 
-from tallystick_client import trust
-from tallystick_client.trust import Trusted, snapshot, unpack
-from tallystick_shared.bundle import BlobRef, Manifest, Role, Roles, Root, drop_line, put_line
+from tallystick_client.trust import Trusted
+from tallystick_shared.bundle import DeltaRef, Manifest, Role, Roles, Root
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Position, encode
-from tallystick_shared.signing import SigningKey, Typ, open_general, sha256_hex
-from tallystick_shared.wire import DeviceState, SyncAnswer
+from tallystick_shared.signing import SigningKey, Typ, open_general, peek, sha256_hex
+from tallystick_shared.wire import DeviceState, EventOutcome, RedeemAnswer, SyncAnswer
 from tests.client.conftest import ONCE, TEN
 from tests.client.fake_clock import START, FakeClock
 from tests.client.fake_server import FakeServer
@@ -156,12 +154,34 @@ def test_rule_11_a_manifest_reads_as_one(server: FakeServer, trusted: Trusted) -
     check_refused("MALFORMED", lambda: trusted.manifest(server.bundle_key.sign(Typ.MANIFEST, b"{}"), "main", now=LATER))
 
 
-def test_rule_12_a_manifest_is_of_our_scope(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_12_deltas_lead_from_the_snapshot_to_the_version(server: FakeServer, trusted: Trusted) -> None:
+    """A gap, an end before its beginning, or a snapshot that no delta leads on from: not a manifest."""
+    ref, delta_of = server.snapshot_ref(), lambda version: DeltaRef(version, HASH, 1)
+    of = lambda version: msgspec.structs.replace(ref, version=version)  # noqa: E731
+    good = [(5, [], 5), (5, [delta_of(1)], 5), (3, [delta_of(1), delta_of(3)], 5), (2, [delta_of(2)], 5)]
+    for snapshot_version, deltas, version in good:
+        raw = server.manifest(snapshot=of(snapshot_version), deltas=deltas, version=version)
+        assert trusted.manifest(raw, "main", now=LATER).version == version
+    bad = [
+        (4, [], 5),
+        (6, [], 5),
+        (6, [delta_of(1)], 5),
+        (1, [delta_of(2)], 5),
+        (5, [delta_of(5)], 5),
+        (5, [delta_of(3), delta_of(3)], 5),
+        (5, [delta_of(3), delta_of(2)], 5),
+    ]
+    for snapshot_version, deltas, version in bad:
+        raw = server.manifest(snapshot=of(snapshot_version), deltas=deltas, version=version)
+        check_refused("MALFORMED", lambda raw=raw: trusted.manifest(raw, "main", now=LATER))
+
+
+def test_rule_13_a_manifest_is_of_our_scope(server: FakeServer, trusted: Trusted) -> None:
     """One of another scope is refused."""
     check_refused("WRONG_SCOPE", lambda: trusted.manifest(server.manifest(scope="other"), "main", now=LATER))
 
 
-def test_rule_13_a_manifest_is_not_below_the_floor(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_14_a_manifest_is_not_below_the_floor(server: FakeServer, trusted: Trusted) -> None:
     """Neither an older version nor an older epoch, whatever its version."""
     held = trusted.with_floor(trusted.manifest(server.manifest(version=7, server_epoch=2), "main", now=LATER))
     check_refused("ROLLBACK", lambda: held.manifest(server.manifest(version=6, server_epoch=2), "main", now=LATER))
@@ -169,7 +189,7 @@ def test_rule_13_a_manifest_is_not_below_the_floor(server: FakeServer, trusted: 
     assert held.manifest(server.manifest(version=1, server_epoch=3), "main", now=LATER)
 
 
-def test_rule_14_an_equal_version_has_an_equal_digest(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_15_an_equal_version_has_an_equal_digest(server: FakeServer, trusted: Trusted) -> None:
     """Signed again with the same state is good; with another state it is not."""
     held = trusted.with_floor(trusted.manifest(server.manifest(), "main", now=LATER))
     server.clock.run(hours=1)
@@ -177,69 +197,11 @@ def test_rule_14_an_equal_version_has_an_equal_digest(server: FakeServer, truste
     check_refused("SAME_VERSION_DIFFERS", lambda: held.manifest(server.manifest(state_digest=HASH), "main", now=LATER))
 
 
-def test_rule_15_a_manifest_has_not_expired(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_16_a_manifest_has_not_expired(server: FakeServer, trusted: Trusted) -> None:
     """One that is over is refused when it comes, and not when it is in force."""
     raw = server.manifest(expires_at=LATER)
     check_refused("EXPIRED", lambda: trusted.manifest(raw, "main", now=LATER))
     assert trusted.manifest(raw, "main", now=None)
-
-
-# ---- snapshot
-
-
-def ref_of(server: FakeServer, blob: bytes, vouchers: int = 2) -> tuple[BlobRef, str]:
-    return BlobRef(sha256_hex(blob), len(blob), vouchers), server.blob()[1]
-
-
-def packed(lines: bytes) -> bytes:
-    return zstandard.ZstdCompressor().compress(lines)
-
-
-def test_rule_16_a_snapshot_has_its_size(server: FakeServer) -> None:
-    """One byte more or less is refused before it is hashed, and so is what is larger than any snapshot may be."""
-    blob, digest = server.blob()
-    ref, _ = ref_of(server, blob)
-    check_refused("TOO_LARGE", lambda: snapshot(blob + b"x", ref, digest))
-    check_refused("TOO_LARGE", lambda: snapshot(blob[:-1], ref, digest))
-
-
-def test_rule_17_a_snapshot_has_its_digest(server: FakeServer) -> None:
-    """One bit off is refused."""
-    blob, digest = server.blob()
-    ref, _ = ref_of(server, blob)
-    check_refused("WRONG_DIGEST", lambda: snapshot(blob[:-1] + bytes([blob[-1] ^ 1]), ref, digest))
-
-
-def test_rule_18_a_snapshot_unpacks_to_a_bounded_size(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> None:
-    """A small blob that unpacks to very much is cut off, not unpacked; what is no zstd is refused."""
-    bomb = packed(b"\n" * 50_000_000)
-    assert len(bomb) < 10_000
-    check_refused("TOO_LARGE", lambda: unpack(bomb, 1_000_000))
-    monkeypatch.setattr(trust, "BLOB_UNPACKED_BYTES_MAX", 1_000_000)
-    check_refused("TOO_LARGE", lambda: snapshot(bomb, ref_of(server, bomb)[0], None))
-    check_refused("MALFORMED", lambda: unpack(b"not zstd at all", 100))
-
-
-@pytest.mark.parametrize("case", ["no JSON", "a drop", "a voucher twice", "a code twice"])
-def test_rule_19_a_snapshot_puts_each_voucher_once(server: FakeServer, case: str) -> None:
-    """Whatever else a line does is refused."""
-    one, two = server.vouchers.values()
-    lines = {
-        "no JSON": put_line(one) + b"{\n",
-        "a drop": put_line(one) + drop_line(two.id),
-        "a voucher twice": put_line(one) + put_line(msgspec.structs.replace(two, id=one.id)),
-        "a code twice": put_line(one) + put_line(msgspec.structs.replace(two, code=one.code)),
-    }[case]
-    blob = packed(lines)
-    check_refused("MALFORMED", lambda: snapshot(blob, *ref_of(server, blob)))
-
-
-def test_rule_20_a_snapshot_leads_to_the_state(server: FakeServer) -> None:
-    """Another number of vouchers, and vouchers of another digest, are refused."""
-    blob, digest = server.blob()
-    check_refused("STATE_DIGEST", lambda: snapshot(blob, ref_of(server, blob, vouchers=3)[0], digest))
-    check_refused("STATE_DIGEST", lambda: snapshot(blob, ref_of(server, blob)[0], HASH))
-    assert set(snapshot(blob, ref_of(server, blob)[0], digest)) == {"ten", "once"}
 
 
 # ---- answers
@@ -272,14 +234,14 @@ def answered(
     return trusted.answer(token, device=server.id, request_sha256=HASH, epoch=2, mark=10, head=head, now=now)
 
 
-def test_rule_21_an_answer_is_signed_by_the_receipt_role(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_26_an_answer_is_signed_by_the_receipt_role(server: FakeServer, trusted: Trusted) -> None:
     """The bundle key signs no answers; what the till itself signs is none either."""
     check_refused("UNKNOWN_KEY", lambda: answered(trusted, server, raw=server.bundle_key.sign(Typ.ANSWER, b"{}")))
     check_refused("WRONG_TYPE", lambda: answered(trusted, server, raw=server.receipt_key.sign(Typ.SYNC, b"{}")))
     assert answered(trusted, server)
 
 
-def test_rule_22_an_answer_reads_as_one(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_27_an_answer_reads_as_one(server: FakeServer, trusted: Trusted) -> None:
     """Signed, and still not an answer, to a sync or to an enrolment."""
     check_refused("MALFORMED", lambda: answered(trusted, server, raw=server.receipt_key.sign(Typ.ANSWER, b"{}")))
     raw = server.receipt_key.sign(Typ.ENROLLED, b"{}")
@@ -287,19 +249,19 @@ def test_rule_22_an_answer_reads_as_one(server: FakeServer, trusted: Trusted) ->
 
 
 @pytest.mark.parametrize("changed", [{"device": "0" * 8 + "-0000-4000-8000-" + "0" * 12}, {"request_sha256": "1" * 64}])
-def test_rule_23_an_answer_is_to_the_request_in_flight(
+def test_rule_28_an_answer_is_to_the_request_in_flight(
     server: FakeServer, trusted: Trusted, changed: dict[str, Any]
 ) -> None:
     """A good answer to another device or another request is refused."""
     check_refused("NOT_OUR_REQUEST", lambda: answered(trusted, server, **changed))
 
 
-def test_rule_24_an_epoch_that_is_over_says_nothing(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_29_an_epoch_that_is_over_says_nothing(server: FakeServer, trusted: Trusted) -> None:
     """An answer of a lower epoch is refused, however high its mark."""
     check_refused("OLD_EPOCH", lambda: answered(trusted, server, server_epoch=1, ledger_mark=99))
 
 
-def test_rule_25_the_ledger_mark_does_not_go_down_within_an_epoch(server: FakeServer, trusted: Trusted) -> None:
+def test_rule_30_the_ledger_mark_does_not_go_down_within_an_epoch(server: FakeServer, trusted: Trusted) -> None:
     """A lower mark is an undeclared restore; in a new epoch it is a declared one."""
     check_refused("OLD_LEDGER_MARK", lambda: answered(trusted, server, ledger_mark=9))
     assert answered(trusted, server, ledger_mark=1, server_epoch=3)
@@ -308,11 +270,35 @@ def test_rule_25_the_ledger_mark_does_not_go_down_within_an_epoch(server: FakeSe
 @pytest.mark.parametrize(
     "changed", [{"acknowledged": Position(4, HASH)}, {"acknowledged": Position(1, HASH), "durable": Position(2, HASH)}]
 )
-def test_rule_26_only_what_was_written_is_acknowledged(
+def test_rule_31_only_what_was_written_is_acknowledged(
     server: FakeServer, trusted: Trusted, changed: dict[str, Any]
 ) -> None:
     """Neither past the head of the journal, nor durable past acknowledged."""
     check_refused("NOT_OUR_JOURNAL", lambda: answered(trusted, server, **changed))
+
+
+def test_rule_28_holds_for_an_online_redemption_too(server: FakeServer, trusted: Trusted) -> None:
+    """A signed answer to another request, or to another till, is not to this one."""
+    said = RedeemAnswer(server.id, START, True, msgspec.Raw(b"{}"), device=server.id, request_sha256=HASH)
+
+    def redeemed(**changed: Any) -> RedeemAnswer:
+        raw = server.receipt_key.sign(Typ.REDEEMED, encode(msgspec.structs.replace(said, **changed)))
+        return trusted.redeemed(raw, device=server.id, request_sha256=HASH, now=START)
+
+    assert redeemed() == said
+    for changed in ({"device": None}, {"device": START.isoformat()}, {"request_sha256": "1" * 64}):
+        check_refused("MALFORMED" if changed.get("device") else "NOT_OUR_REQUEST", lambda c=changed: redeemed(**c))
+
+
+def test_what_a_newer_server_adds_is_ignored(server: FakeServer, trusted: Trusted) -> None:
+    """A field or a flag that this release does not know is no reason to refuse an answer or a manifest."""
+    for key, typ, known in ((server.bundle_key, Typ.MANIFEST, server.manifest()),):
+        document = msgspec.json.decode(peek(known, typ)[1])
+        document["from_the_future"] = {"deep": [1]}
+        document["snapshot"]["colour"] = "red"
+        assert trusted.manifest(key.sign(typ, encode(document)), "main", now=LATER)
+    flagged = EventOutcome(1, server.id, "weighed", ["TOO_HEAVY"])
+    assert answered(trusted, server, exceptions=[flagged])
 
 
 def test_the_held_manifest_is_a_value(server: FakeServer, trusted: Trusted) -> None:

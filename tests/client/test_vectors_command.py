@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tallystick_client.vectors import first_difference
+from tallystick_client.comparing import first_difference
 from tests.client.test_cli import COMMAND, run
 
 Doc = dict[str, Any]

@@ -88,7 +88,7 @@ def test_a_void_of_an_online_attempt_whose_answer_was_lost_is_whole(shop: Shop) 
     """Without uses it returns all that has not returned; of an unknown redemption it returns nothing."""
     shop.publish(voucher("tea", total=5, budget_minor=1_000, per_customer=1))
     device, attempt = held_back(shop), new_id()
-    assert device.redeem_online(ORDER, ["tea"], attempt).json()["redeemed"] is True
+    assert device.answer_online(ORDER, ["tea"], attempt).redeemed is True
     device.void(attempt, "tea", units=0, minor=30)
     void_all(device, attempt)
     void_all(device, new_id())

@@ -90,8 +90,8 @@ def test_a_device_sees_its_own_scope_only(shop: Shop) -> None:
     shop.post("/v1/scopes", {"name": "web"})
     shop.publish(voucher("tea"), scope="web")
     device = shop.device()
-    assert device.redeem_online(ORDER, ["tea"], new_id()).json()["redeemed"] is False
-    assert shop.device(scope="web", synced=False).redeem_online(ORDER, ["tea"], new_id()).json()["redeemed"] is True
+    assert device.answer_online(ORDER, ["tea"], new_id()).redeemed is False
+    assert shop.device(scope="web", synced=False).answer_online(ORDER, ["tea"], new_id()).redeemed is True
 
 
 def test_an_operator_cannot_speak_for_a_device(shop: Shop) -> None:

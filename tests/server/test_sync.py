@@ -251,17 +251,19 @@ def test_a_u_below_k_is_a_fork(shop: Shop) -> None:
 
 
 def test_a_start_off_the_stored_chain_is_a_fork(shop: Shop) -> None:
-    """Events after a place that was never stored are kept on a branch of their own."""
+    """Events after a place that is not in the stored chain are kept on a branch of their own."""
     shop.publish(voucher("jam"))
     device = shop.device()
-    for _ in range(3):
-        device.redeem(ORDER, "jam")
-    answer = device.sync(after=1)
+    other = clone(device)
+    for one in (device, other):
+        for _ in range(3):
+            one.redeem(ORDER, "jam")
+    device.sync(through=2)
+    answer = other.sync(after=1)
     assert answer.state is DeviceState.SUSPENDED
-    assert [(row["branch"], row["seq"]) for row in shop.rows("SELECT branch, seq FROM events ORDER BY seq")] == [
-        (1, 2),
-        (1, 3),
-    ]
+    assert answer.acknowledged == other.position(3)
+    stored = shop.rows("SELECT branch, seq FROM events ORDER BY branch, seq")
+    assert [(row["branch"], row["seq"]) for row in stored] == [(0, 1), (0, 2), (1, 2), (1, 3)]
 
 
 @pytest.mark.parametrize("boot_id", ["boot-1", "boot-2"])

@@ -7,7 +7,7 @@ effect is kept; the search then meets the same few hundred cases millions of tim
 from __future__ import annotations
 
 from datetime import timedelta
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import msgspec
@@ -56,7 +56,7 @@ class Effect(NamedTuple):
     voided_units: int
 
 
-@lru_cache(maxsize=None)
+@cache
 def settled(
     kind: EventType, units: int, lease: tuple[int, int, str] | None, sale: tuple[str, int], free: int
 ) -> Effect:
@@ -103,8 +103,8 @@ def _known(server: str, voided: int) -> RedemptionFacts:
 
 
 def _use(kind: EventType, units: int, leased: bool) -> Use:
-    minor = units if kind is EventType.LEASE_CLOSE else 100 * units
-    return Use(VOUCHER, _REVISION, LEASE if leased else None, units, minor if kind is not EventType.LEASE_CLOSE else 0)
+    minor = 0 if kind is EventType.LEASE_CLOSE else 100 * units
+    return Use(VOUCHER, _REVISION, LEASE if leased else None, units, minor)
 
 
 def _envelope(kind: EventType, uses: list[Use], body: bytes) -> Envelope:
@@ -127,9 +127,7 @@ def _envelope(kind: EventType, uses: list[Use], body: bytes) -> Envelope:
 def _effect(facts: Facts, sale: tuple[str, int]) -> Effect:
     move = next((one for one in facts.moves if one.measure == "units"), None)
     moved = (
-        (0,) * 6
-        if move is None
-        else (move.free, move.online, move.uncovered, move.voided, move.held, move.closed_used)
+        (0,) * 6 if move is None else (move.free, move.online, move.uncovered, move.voided, move.held, move.closed_used)
     )
     lease = facts.leases.get(LEASE)
     known, state = 0, ""

@@ -15,7 +15,7 @@ from tallystick_shared import __version__
 from tallystick_shared.engine import ENGINE_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("engine",)
+KINDS = ("engine", "protocol")
 FIRST_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest an archive can name: when it was made is not part of it
 
 
@@ -24,7 +24,7 @@ def write_archive(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"tallystick-vectors-{__version__}"
     path = folder / f"{name}.zip"
-    readme = "Vectors to check a client in another language with: see engine/README.md, and engine/RULES.md.\n"
+    readme = "Vectors to check a client in another language with: see README.md and RULES.md of each folder.\n"
     files = {"README.md": readme.encode(), "LICENSE": (ROOT / "LICENSE").read_bytes(), "VERSION.json": _versions()}
     for kind in KINDS:
         rules = (ROOT / "docs" / "reference" / f"{kind}.md").read_text(encoding="utf-8")

@@ -31,6 +31,8 @@ def downgrade() -> None:
     for column in ("reported_epoch", "durable_hash", "durable_seq"):
         op.drop_column("devices", column)
     op.drop_column("vouchers", "hidden")
+    op.drop_index(op.f("ix_blobs_kept_until"), "blobs")
+    op.drop_column("blobs", "kept_until")
     op.drop_table("scope_changes")
     for column in ("deltas", "snapshot_vouchers", "code_salt"):
         op.drop_column("scopes", column)
@@ -62,6 +64,10 @@ def _scopes() -> None:
         sa.Column("voucher_id", sa.String(36), nullable=False),
         sa.PrimaryKeyConstraint("scope", "version", "voucher_id", name=op.f("pk_scope_changes")),
     )
+    op.add_column("blobs", sa.Column("kept_until", sa.DateTime(timezone=True)))
+    op.create_index(op.f("ix_blobs_kept_until"), "blobs", ["kept_until"])
+    # older releases kept every snapshot; those that a manifest still names are found out before they are deleted
+    op.execute("UPDATE blobs SET kept_until = created_at")
 
 
 def _audit() -> None:

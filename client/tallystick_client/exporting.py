@@ -1,0 +1,99 @@
+"""A till's journal as a file (`tallystick_shared.journal_file`), for one that will not be online again. No network.
+
+The file holds what the server has not acknowledged, in batches that are signed and built exactly as a sync builds them,
+so that it is taken with the same checks. What the server has already, because an answer was lost, it passes over.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from tallystick_client import exchange, requests
+from tallystick_client.directory import write_whole
+from tallystick_client.errors import CallerError, LineError
+from tallystick_client.journal import Writing
+from tallystick_client.keeper import Keeper
+from tallystick_client.timekeeping import read_clock
+from tallystick_shared.journal import BATCH_EVENTS_MAX
+from tallystick_shared.journal_file import FORMAT, VERSION, FileHeader, write_batch, write_header
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What was written. `closed`: leases that `final` gave back; `pending`: online redemptions without an answer."""
+
+    events: int
+    batches: int
+    first_seq: int
+    closed: int
+    pending: int
+
+
+def export(keeper: Keeper, file: Path, *, final: bool) -> Exported:
+    """Writes everything after the last acknowledged event to `file`, 0600, whole or not at all.
+
+    `final` first closes every lease and retires the till, durably: whatever becomes of the file, it redeems no more.
+    Voids go on; they are in the next file. Raises `CallerError` (`EXISTS`), `LineError` (`SYNC_RUNNING`),
+    `StorageError`.
+    """
+    if file.exists():
+        raise CallerError(f"{file} is there already; an export overwrites nothing", code="EXISTS")
+    lock = keeper.directory.lock()
+    try:
+        if not lock.take():
+            raise LineError("this till is syncing: try again when that is done", code="SYNC_RUNNING")
+        return _export(keeper, file, final)
+    finally:
+        lock.release()
+
+
+def _export(keeper: Keeper, file: Path, final: bool) -> Exported:
+    closed = _retire(keeper) if final else 0
+    with keeper.journal.read() as view:
+        state = view.state
+        at = keeper.terminal.judged(view).at
+        (pending,) = view.run("SELECT count(*) FROM attempts WHERE state = 'pending'").fetchone()
+        bodies = _bodies(keeper, view)
+    events = state.head_seq - state.acknowledged_seq
+    header = _header(keeper, at, batches=len(bodies), events=events, final=state.retired)
+    write_whole(file, [write_header(header), *map(write_batch, bodies)])
+    return Exported(events, len(bodies), state.acknowledged_seq + 1, closed, pending)
+
+
+def _retire(keeper: Keeper) -> int:
+    with keeper.journal.write() as writing:
+        writing.change(retired=True)
+        return exchange.close_done_leases(writing, keeper.terminal.judged(writing))
+
+
+def _bodies(keeper: Keeper, view: Writing) -> list[bytes]:
+    """Of one view of the journal; one at least, though it may hold no event."""
+    bodies: list[bytes] = []
+    clock = read_clock(keeper.clock)
+    # `view` is only read: its state is set to what it will be once the server has acknowledged each batch
+    view.state = msgspec.structs.replace(view.state, batch_events_max=BATCH_EVENTS_MAX)
+    while not bodies or view.state.acknowledged_seq < view.state.head_seq:
+        reading = exchange.reading(view)
+        bodies.append(requests.sync_body(keeper.config.device, keeper.key, reading, clock, secrets.token_urlsafe(24)))
+        through = reading.through
+        view.state = msgspec.structs.replace(view.state, acknowledged_seq=through.seq, acknowledged_hash=through.hash)
+    return bodies
+
+
+def _header(keeper: Keeper, at: datetime, *, batches: int, events: int, final: bool) -> FileHeader:
+    config = keeper.config
+    return FileHeader(
+        format=FORMAT,
+        v=VERSION,
+        device=config.device,
+        server=config.server,
+        name=config.name,
+        store_id=config.store_id,
+        made_at=at,
+        batches=batches,
+        events=events,
+        final=final,
+    )

@@ -1,0 +1,126 @@
+"""A device comes back to a server that was restored from a backup older than its enrolment (protocol.md, section 7).
+
+Its proof is the enrolment itself, as both sides sent it. In this order:
+
+1. the message is signed by the key that asked for the enrolment, and so is that request
+2. the answer to the request is signed by a receipt key of any root of this server, for this very request and device
+3. a device that is known is answered as if it was new
+4. no declared restore can have forgotten an enrolment of the epoch that still runs: there was an undeclared one
+5. the device is added again, at the start of its journal, and its token is spent, if it is there at all
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from sqlalchemy import select, update
+
+from tallystick_server import auditing, devices, recovery
+from tallystick_server.database import Transaction
+from tallystick_server.server import Ledger, Server, read_ledger, secret_digest
+from tallystick_server.tables import devices as device_rows
+from tallystick_server.tables import enrolment_tokens, scopes
+from tallystick_shared.bundle import Root
+from tallystick_shared.errors import CallerError, LineError, Untrusted
+from tallystick_shared.journal import encode
+from tallystick_shared.signing import PublicKey, Typ, open_general, peek, sha256_hex, verify
+from tallystick_shared.wire import EnrolAgain, Enrolled, EnrolRequest
+
+BODY_BYTES_MAX = 64 * 1024
+_AGAIN = msgspec.json.Decoder(EnrolAgain)
+_ENROL = msgspec.json.Decoder(EnrolRequest)
+_ENROLLED = msgspec.json.Decoder(Enrolled)
+_ROOT = msgspec.json.Decoder(Root)
+
+
+async def enrol_again(server: Server, body: bytes) -> bytes:
+    """`EnrolAgain` in, `Enrolled` out, both signed.
+
+    Raises `Untrusted` (`WRONG_ENROLMENT`, and those of a signature), `CallerError` (`NOT_FOUND` for a scope that is no
+    more, `EXISTS`), `LineError` (`RECOVERING`) where the restore is not declared.
+    """
+    # 1. one key
+    _, payload = peek(body, Typ.ENROL_AGAIN, bytes_max=BODY_BYTES_MAX)
+    again: EnrolAgain = devices.read(_AGAIN, payload)
+    raw = again.request.encode()
+    _, asked = peek(raw, Typ.ENROL)
+    request: EnrolRequest = devices.read(_ENROL, asked)
+    key = PublicKey.from_jwk(request.jwk)
+    verify(raw, {key.kid: key}, Typ.ENROL)
+    verify(body, {key.kid: key}, Typ.ENROL_AGAIN, bytes_max=BODY_BYTES_MAX)
+    # 2. this server's own word
+    enrolled: Enrolled = devices.read(_ENROLLED, verify(again.enrolled.encode(), _receipt_keys(server), Typ.ENROLLED))
+    if (enrolled.request_sha256, enrolled.device) != (sha256_hex(raw), again.device):
+        raise Untrusted("the answer is not to this enrolment", code="WRONG_ENROLMENT")
+    now = server.clock()
+    row = await server.database.write(lambda t: _take_back(t, request, key, enrolled, now=now))
+    if row is None:
+        raise LineError(
+            "this server does not know a device that it enrolled a short time ago: it was restored from a backup, and "
+            "its operator has to declare that",
+            code="RECOVERING",
+        )
+    ledger, store_id, scope = row
+    answer = Enrolled(
+        device=enrolled.device,
+        server=ledger.server_id,
+        store_id=store_id,
+        scope=scope,
+        request_sha256=sha256_hex(body),
+        root_version=server.keys.root_version,
+        server_epoch=ledger.server_epoch,
+        ledger_mark=ledger.mark,
+        server_time=now,
+    )
+    return server.keys.receipt.sign(Typ.ENROLLED, encode(answer))
+
+
+def _receipt_keys(server: Server) -> dict[str, PublicKey]:
+    """Of all roots: what a key signed while it was in use was believed by the device, and is by this server."""
+    found: dict[str, PublicKey] = {}
+    for raw in server.keys.roots.values():
+        root = _ROOT.decode(open_general(raw))
+        found |= {kid: PublicKey.from_jwk(root.keys[kid]) for kid in root.roles.receipt.kids}
+    return found
+
+
+async def _take_back(
+    transaction: Transaction, request: EnrolRequest, key: PublicKey, enrolled: Enrolled, *, now: datetime
+) -> tuple[Ledger, str, str] | None:
+    """The ledger, and the device's store and scope; None where a restore was not declared."""
+    ledger = await read_ledger(transaction)
+    if enrolled.server != ledger.server_id:
+        raise Untrusted("it is an enrolment with another server", code="WRONG_ENROLMENT")
+    known = select(device_rows).where(device_rows.c.id == enrolled.device)
+    # 3. known?
+    if (row := (await transaction.execute(known)).one_or_none()) is not None:
+        if row.kid != key.kid:
+            raise Untrusted("this device has another key", code="WRONG_ENROLMENT")
+        return ledger, row.store_id, row.scope
+    # 4. forgotten by which restore?
+    if enrolled.server_epoch >= ledger.server_epoch:
+        why = f"it was enrolled in epoch {enrolled.server_epoch} and is not known"
+        await recovery.suspect(transaction, enrolled.device, why=why, now=now, proven=True)
+        return None
+    # 5. once more
+    there = await transaction.execute(select(scopes.c.name).where(scopes.c.name == enrolled.scope))
+    if there.first() is None:
+        raise CallerError(
+            f"this device was enrolled in the scope {enrolled.scope}, which this server does not have: an operator has "
+            "to make it again",
+            code="NOT_FOUND",
+        )
+    place = (enrolled.store_id, enrolled.scope)
+    await devices.add(
+        transaction, enrolled.device, request, key, place, ledger, enrolled_at=enrolled.server_time, reported_epoch=0
+    )
+    token = enrolment_tokens.c.sha256 == secret_digest(request.token)
+    used_by = (await transaction.execute(select(enrolment_tokens.c.device_id).where(token))).scalar_one_or_none()
+    unspent = update(enrolment_tokens).where(token, enrolment_tokens.c.device_id.is_(None))
+    await transaction.execute(unspent.values(device_id=enrolled.device))
+    detail = {"store": enrolled.store_id, "scope": enrolled.scope, "epoch": enrolled.server_epoch,
+              "token_used_by": used_by}  # fmt: skip
+    what = "device.again"
+    await auditing.note(transaction, who=enrolled.device, action=what, about=enrolled.device, now=now, detail=detail)
+    return ledger, *place

@@ -1,0 +1,268 @@
+"""Cases of the server's answers: to a sync, to an enrolment, to an online redemption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tallystick_shared.signing import Typ
+from tests.vectors.protocol_parts import (
+    BUNDLE,
+    DEVICE,
+    DEVICE_KEY,
+    HASHES,
+    OTHER,
+    RECEIPT,
+    ROOT_A,
+    SERVER,
+    STRANGER,
+    Case,
+    Doc,
+    Key,
+    b64,
+    filled_to,
+    jws,
+    position,
+    root,
+    time,
+    voucher_id,
+    with_part,
+)
+
+REQUEST = "a1" * 32
+COMPACT_BYTES_MAX = 8 * 1024 * 1024
+ZEROS = "0" * 64
+
+
+def lease(number: int, **changed: Any) -> Doc:
+    return {
+        "id": f"01978000-0000-7000-8000-00000000d{number:03d}",
+        "number": number,
+        "voucher_id": voucher_id(2),
+        "units": 10,
+        "minor": None,
+        "expires_at": time(86_400),
+    } | changed
+
+
+def answer(**changed: Any) -> Doc:
+    return {
+        "device": DEVICE,
+        "request_sha256": REQUEST,
+        "state": "active",
+        "acknowledged": position(3),
+        "durable": position(2),
+        "exceptions": [],
+        "leases": [],
+        "leases_full": False,
+        "leases_digest": ZEROS,
+        "recall": [],
+        "server_epoch": 2,
+        "ledger_mark": 40,
+        "server_time": time(),
+        "root_version": 1,
+        "scope": "main",
+        "manifest_version": 7,
+        "retry_after_s": 0,
+        "recovering": False,
+    } | changed
+
+
+def of_answer(message: bytes, *, journal: Doc | None = None, **changed: Any) -> Doc:
+    """The device holds events 1 to 3, of which the server has acknowledged the first."""
+    return {
+        "check": "answer",
+        "message": b64(message),
+        "root": root(),
+        "device": DEVICE,
+        "request_sha256": REQUEST,
+        "server_epoch": 2,
+        "ledger_mark": 40,
+        "journal": journal or {"base": 0, "acknowledged": 1, "hashes": HASHES},
+        "now": time(),
+    } | changed
+
+
+def sign(document: Any, *, key: Key = RECEIPT, typ: str = Typ.ANSWER, header: Any = None) -> bytes:
+    return jws(key, typ, document, header=header)
+
+
+def answers() -> Iterator[Case]:
+    def case(
+        id_: str, shows: str, rule: str, message: bytes, *, base: str = "answer-good", ok: bool = False, **how: Any
+    ) -> Case:
+        return Case(f"answer-{id_}", shows, rule, of_answer(message, **how), "" if ok else base)
+
+    good = sign(answer())
+    yield case("good", "An answer by the receipt key, to this device's request in flight.", "26", good, ok=True)
+    purged = {"base": 2, "acknowledged": 2, "hashes": HASHES[2:]}
+    whole = {"base": 0, "acknowledged": 3, "hashes": HASHES}
+    for id_, shows, rule, document, how in (
+        ("unknown-field", "A field that is not known is ignored.", "27", answer(mood="good"), {}),
+        ("without-recovering", "recovering may be left out: it is false.", "27",
+         with_part(answer(), "recovering", ...), {}),
+        ("recovering", "A server that recovers says so, in an epoch of its own.", "27",
+         answer(recovering=True, server_epoch=3, ledger_mark=1), {}),
+        ("unknown-outcome", "An outcome that is not known is kept as it is.", "27",
+         answer(exceptions=[{"seq": 3, "id": "", "outcome": "escalated", "reasons": []}]), {}),
+        ("unknown-flag", "So is a reason.", "27",
+         answer(exceptions=[{"seq": 3, "id": DEVICE, "outcome": "flagged", "reasons": ["TOO_SUNNY", "LATE"]}]), {}),
+        ("leases", "Leases have units, minor or both.", "27",
+         answer(leases=[lease(1), lease(2, units=None, minor=5000), lease(3, minor=1)]), {}),
+        ("suspended", "A suspended device gets an answer too.", "27", answer(state="suspended"), {}),
+        ("higher-mark", "A higher mark.", "30", answer(ledger_mark=41), {}),
+        ("equal-mark", "An equal mark: the same answer once more.", "30", answer(), {"ledger_mark": 40}),
+        ("lower-mark-in-a-new-epoch", "A lower mark in a higher epoch: a declared restore.", "30",
+         answer(server_epoch=3, ledger_mark=1), {}),
+        ("nothing-durable", "Without a backup nothing is durable.", "31", answer(durable=position(0)), {}),
+        ("durable-is-acknowledged", "All that is acknowledged may be durable.", "31", answer(durable=position(3)), {}),
+        ("less-than-the-head", "The server has a part of the journal.", "31", answer(acknowledged=position(2)), {}),
+        ("at-the-base", "The oldest place kept, after a purge.", "31", answer(), {"journal": purged}),
+        ("forgets-in-a-new-epoch", "A server restored from a backup may acknowledge less, in a new epoch.", "31",
+         answer(server_epoch=3, acknowledged=position(1), durable=position(1)), {"journal": whole}),
+        ("last-second", "One second before the root expires.", "9", answer(), {"root": root(expires_at=time(1))}),
+    ):  # fmt: skip
+        yield case(id_, shows, rule, sign(document), ok=True, **how)
+    yield case(
+        "largest",
+        "8,388,608 bytes are not too many.",
+        "J1",
+        filled_to(COMPACT_BYTES_MAX, RECEIPT, Typ.ANSWER, answer()),
+        ok=True,
+    )
+    yield case(
+        "too-large",
+        "8,388,609 bytes are.",
+        "J1",
+        filled_to(COMPACT_BYTES_MAX + 1, RECEIPT, Typ.ANSWER, answer()),
+        base="answer-largest",
+    )
+    yield case("root-expired", "At the second the root expires.", "9", good, root=root(expires_at=time(0)),
+               base="answer-last-second")  # fmt: skip
+    for other in Typ:
+        if other is not Typ.ANSWER:
+            name = other.value.removeprefix("tallystick-")
+            message = sign(answer(), typ=other)
+            yield case(f"typ-{name}", f"Signed by the receipt key for another purpose: {other.value}.", "J4", message)
+    for id_, shows, key in (
+        ("bundle-key", "Signed by the key of the role bundle.", BUNDLE),
+        ("root-key", "Signed by a key of the role root.", ROOT_A),
+        ("own-key", "Signed by the device itself.", DEVICE_KEY),
+        ("stranger", "Signed by a key that is not in the root.", STRANGER),
+    ):
+        yield case(id_, shows, "J5", sign(answer(), key=key))
+    yield case("line-end", "A line end follows.", "J2", good + b"\n")
+    claimed = sign(answer(), key=STRANGER, header=RECEIPT.header(Typ.ANSWER))
+    yield case("claimed-kid", "The header names the receipt key, and another key signed.", "J6", claimed)
+    for id_, shows, path, value in (
+        ("without-durable", "durable is missing.", "durable", ...),
+        ("unknown-state", "A state of a device that there is not: what it allows is not known.", "state", "resting"),
+        ("lease-0", "A lease has the number 0.", "leases", [lease(0)]),
+        ("short-hash", "A hash has 63 digits.", "acknowledged.hash", HASHES[3][1:]),
+        ("extra-in-position", "A place in the journal has a field that there is not.", "acknowledged.branch", 0),
+        ("mark-as-text", "The ledger mark is text.", "ledger_mark", "40"),
+        ("negative-mark", "The ledger mark is -1.", "ledger_mark", -1),
+    ):
+        yield case(id_, shows, "27", sign(with_part(answer(), path, value)))
+    for id_, shows, rule, document, how in (
+        ("other-device", "It is to another device.", "28", answer(device=OTHER), {}),
+        ("other-request", "It answers another request.", "28", answer(request_sha256="a2" * 32), {}),
+        ("old-epoch", "Its epoch is over, however high its mark.", "29", answer(server_epoch=1, ledger_mark=99), {}),
+("epoch-0", "Of no epoch at all.", "29", answer(server_epoch=0), {}),
+        ("lower-mark", "A lower mark in the same epoch: a restore that was not declared.", "30",
+         answer(ledger_mark=39), {}),
+        ("above-the-head", "It acknowledges event 4 of 3.", "31", answer(acknowledged={"seq": 4, "hash": ZEROS}), {}),
+        ("durable-above-acknowledged", "It calls durable what it does not acknowledge.", "31",
+         answer(acknowledged=position(1), durable=position(2)), {}),
+        ("other-hash", "The hash at event 3 is not ours.", "31", answer(acknowledged={"seq": 3, "hash": HASHES[2]}),
+         {}),
+        ("other-durable-hash", "The hash of what is durable is not ours.", "31",
+         answer(durable={"seq": 2, "hash": HASHES[1]}), {}),
+        ("other-start", "Nor is the hash before the first event.", "31", answer(durable={"seq": 0, "hash": ZEROS}), {}),
+        ("below-the-base", "It forgets what it called durable, and what was purged for that.", "31",
+         answer(durable=position(1)), {"journal": purged}),
+        ("forgets", "It forgets what it acknowledged, in the same epoch.", "31",
+         answer(acknowledged=position(2)), {"journal": whole}),
+    ):  # fmt: skip
+        yield case(id_, shows, rule, sign(document), **how)
+
+
+# ---- enrolment and online redemption
+
+
+def enrolled(**changed: Any) -> Doc:
+    return {
+        "device": DEVICE,
+        "server": SERVER,
+        "store_id": "store-1",
+        "scope": "main",
+        "request_sha256": REQUEST,
+        "root_version": 1,
+        "server_epoch": 2,
+        "ledger_mark": 40,
+        "server_time": time(),
+    } | changed
+
+
+def enrolments() -> Iterator[Case]:
+    def case(id_: str, shows: str, rule: str, message: bytes, *, ok: bool = False, held: Doc | None = None) -> Case:
+        given = {
+            "check": "enrolled",
+            "message": b64(message),
+            "root": held or root(),
+            "request_sha256": REQUEST,
+            "now": time(),
+        }
+        return Case(f"enrolled-{id_}", shows, rule, given, "" if ok else "enrolled-good")
+
+    def signed(document: Any, key: Key = RECEIPT, typ: str = Typ.ENROLLED) -> bytes:
+        return jws(key, typ, document)
+
+    yield case("good", "The answer to an enrolment.", "26", signed(enrolled()), ok=True)
+    yield case("unknown-field", "A field that is not known is ignored.", "27", signed(enrolled(hello=1)), ok=True)
+    yield case("typ-answer", "Signed as an answer to a sync.", "J4", signed(enrolled(), typ=Typ.ANSWER))
+    yield case("bundle-key", "Signed by the key of the role bundle.", "J5", signed(enrolled(), BUNDLE))
+    yield case("without-scope", "scope is missing.", "27", signed(with_part(enrolled(), "scope", ...)))
+    yield case("scope-of-two-lines", "The scope's name has a line end.", "27", signed(enrolled(scope="main\n")))
+    yield case("other-request", "It answers another request.", "28", signed(enrolled(request_sha256="a2" * 32)))
+    yield case("other-server", "It is of another server than the root.", "28",
+               signed(enrolled(server="01978000-0000-7000-8000-00000000a002")))  # fmt: skip
+    over = root(expires_at=time(0))
+    yield case("root-expired", "The root has expired.", "9", signed(enrolled()), held=over)
+
+
+def redemptions() -> Iterator[Case]:
+    document = {
+        "id": "01978000-0000-7000-8000-00000000e009",
+        "at": time(),
+        "redeemed": True,
+        "result": {"applied": []},
+        "device": DEVICE,
+        "request_sha256": REQUEST,
+    }
+
+    def case(id_: str, shows: str, rule: str, message: bytes, *, ok: bool = False, held: Doc | None = None) -> Case:
+        given = {
+            "check": "redeemed",
+            "message": b64(message),
+            "root": held or root(),
+            "device": DEVICE,
+            "request_sha256": REQUEST,
+            "now": time(),
+        }
+        return Case(f"redeemed-{id_}", shows, rule, given, "" if ok else "redeemed-good")
+
+    def signed(changed: Doc, key: Key = RECEIPT, typ: str = Typ.REDEEMED) -> bytes:
+        return jws(key, typ, document | changed)
+
+    yield case("good", "The answer to an online redemption.", "26", signed({}), ok=True)
+    yield case("nothing", "Nothing applied: the result says why.", "27", signed({"redeemed": False}), ok=True)
+    yield case("unknown-field", "A field that is not known is ignored.", "27", signed({"hello": 1}), ok=True)
+    yield case("typ-answer", "Signed as an answer to a sync.", "J4", signed({}, typ=Typ.ANSWER))
+    yield case("typ-redeem", "Signed as a request.", "J4", signed({}, typ=Typ.REDEEM))
+    yield case("bundle-key", "Signed by the key of the role bundle.", "J5", signed({}, BUNDLE))
+    yield case("redeemed-1", "redeemed is 1, not true.", "27", signed({"redeemed": 1}))
+    yield case("other-device", "It is to another device.", "28", signed({"device": OTHER}))
+    yield case("to-an-operator", "It is to no device.", "28", signed({"device": None, "request_sha256": None}))
+    yield case("other-request", "It answers another request.", "28", signed({"request_sha256": "a2" * 32}))
+    yield case("root-expired", "The root has expired.", "9", signed({}), held=root(expires_at=time(0)))
