@@ -10,7 +10,6 @@ elsewhere.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import ipaddress
 import re
@@ -139,11 +138,11 @@ def read_ca(path: Path) -> str:
 def parse_pin(text: str) -> str:
     """`sha256:` and base64, of `sha256:` or `sha256//` and 64 hexadecimal digits or base64. Raises `InvalidInput`."""
     digest = b""
-    algorithm, _, value = text.replace("//", ":", 1).partition(":")
-    if algorithm == "sha256":
+    found = re.fullmatch("sha256(?::|//)([A-Za-z0-9+/=]+)", text)
+    if found is not None:
         try:
-            digest = bytes.fromhex(value) if len(value) == 64 else base64.b64decode(value, validate=True)
-        except (ValueError, binascii.Error):
+            digest = bytes.fromhex(found[1]) if len(found[1]) == 64 else base64.b64decode(found[1], validate=True)
+        except ValueError:
             digest = b""
     if len(digest) != 32:
         expected = (

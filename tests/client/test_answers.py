@@ -13,7 +13,7 @@ from tallystick_shared.journal import Position
 from tallystick_shared.signing import SigningKey
 from tallystick_shared.wire import SyncAnswer
 from tests.client.conftest import ONCE, TEN, Shop, order, replaced, sell
-from tests.client.fake_server import passes
+from tests.client.fake_server import Reply, passes
 
 
 @pytest.fixture
@@ -68,7 +68,10 @@ def test_a_rejected_bundle_leaves_the_one_before(till: Till, shop: Shop) -> None
         till.sync()
     assert caught.value.code == "UNKNOWN_KEY"
     shop.server.bundle_key = bundle_key
-    spoilt = lambda _path, answer: (200, {}, answer()[2][:-1] + b"\x00")  # noqa: E731
+
+    def spoilt(_path: str, answer: Callable[[], Reply]) -> Reply:
+        return 200, {}, answer()[2][:-1] + b"\x00"
+
     shop.server.script = [passes, passes, spoilt, spoilt]
     with pytest.raises(Untrusted):
         till.sync()

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from tallystick_client import Till, Untrusted
+from tallystick_client.bundle import Part
 from tallystick_client.fetching import BLOBS_MAX
 from tallystick_client.store import Store
-from tallystick_shared.bundle import Manifest
+from tallystick_shared.bundle import DeltaRef, Manifest
 from tallystick_shared.engine import Reason
 from tallystick_shared.signing import SigningKey, Typ, peek
 from tests.client.conftest import ONCE, TEN, Shop, order, sell
@@ -63,7 +64,7 @@ def test_what_a_till_has_is_not_fetched_again(till: Till, shop: Shop) -> None:
     till.sync()
     shop.server.publish({**TEN, "code": "NEW2"})
     merged = shop.server.delta_refs()[:1]
-    refs = [msgspec.structs.replace(merged[0], **as_ref(shop, shop.server.delta(1, 3)))]
+    refs = [DeltaRef(merged[0].from_version, *shop.server._keep(shop.server.delta(1, 3)))]
     shop.server.delta_refs = lambda: refs  # type: ignore[method-assign]
     assert fetched(shop, till) == [f"/v1/blobs/{refs[0].sha256}"]
     assert codes(till, "NEW1", "NEW2", "TEN") == ["NEW1", "NEW2", "TEN"]
@@ -81,7 +82,8 @@ def test_a_new_till_takes_an_older_snapshot_and_what_follows(till: Till, shop: S
     shop.server.drop("CODE1")
     other = shop.enroll("other", sync=False)
     paths = fetched(shop, other)
-    assert paths == [f"/v1/blobs/{ref.sha256}" for ref in (shop.server.snapshot_ref(), *shop.server.delta_refs())]
+    blobs = [shop.server.snapshot_ref().sha256, *(ref.sha256 for ref in shop.server.delta_refs())]
+    assert paths == [f"/v1/blobs/{sha256}" for sha256 in blobs]
     assert codes(other, "NEW", "CODE1", "CODE2") == ["NEW", "CODE2"]
     other.close()
     assert codes(shop.open("other"), "NEW", "CODE1", "CODE2") == ["NEW", "CODE2"]
@@ -151,7 +153,12 @@ def test_another_process_takes_only_the_delta(till: Till, shop: Shop, monkeypatc
     till.sync()
     read: list[str] = []
     blob_of = Store._blob
-    monkeypatch.setattr(Store, "_blob", lambda store, part: read.append(part.sha256) or blob_of(store, part))
+
+    def noted(store: Store, part: Part) -> bytes:
+        read.append(part.sha256)
+        return blob_of(store, part)
+
+    monkeypatch.setattr(Store, "_blob", noted)
     assert codes(other, "NEW", "CODE5") == ["NEW", "CODE5"]
     assert read == [shop.server.delta_refs()[-1].sha256]
 

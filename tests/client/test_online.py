@@ -230,8 +230,7 @@ def test_an_answer_that_is_no_result_of_the_order_is_not_believed(
 def test_an_answer_to_something_else_is_no_answer(till: Till, shop: Shop, name: str) -> None:
     """Signed, but for another till, another request or another redemption: redeemed here, and counted once."""
     other = "01920000-0000-7000-8000-000000000000" if name != "request_sha256" else "0" * 64
-    change = lambda said: {**said, name: other}  # noqa: E731
-    shop.server.script = [lambda _path, answer: shop.server.says_instead(answer(), change)]
+    shop.server.script = [lambda _path, answer: shop.server.says_instead(answer(), lambda said: {**said, name: other})]
     receipt = till.redeem_online(order(), ["TEN"])
     assert (receipt.redeemed, receipt.online) == (True, False)
     assert list(shop.server.redemptions) == [receipt.id]
@@ -241,7 +240,7 @@ def test_an_answer_that_nobody_signed_is_no_answer(till: Till, shop: Shop) -> No
     """Plain JSON, or a signature of a stranger, is not the server's word."""
     stranger = SigningKey.generate()
     for forged in (b"{}", stranger.sign(Typ.REDEEMED, b"{}"), shop.server.receipt_key.sign(Typ.ANSWER, b"{}")):
-        shop.server.script = [lambda _path, _answer, raw=forged: (200, {}, raw)]
+        shop.server.script = [reply(forged)]
         assert not till.redeem_online(order(), ["TEN"]).online
 
 

@@ -35,7 +35,7 @@ def test_what_the_server_forgot_is_sent_again(till: Till, shop: Shop) -> None:
     """From where it knows the journal; no event is lost, none comes twice, and the leases are told."""
     shop.server.grant(shop.server.device, "ONCE", units=3)
     till.sync()
-    ids = sell(till, 2) + [till.redeem(order(9), ["ONCE"]).id]
+    ids = [*sell(till, 2), till.redeem(order(9), ["ONCE"]).id]
     till.sync()
     ids += sell(till, 1)
     restored(shop, 1)
@@ -65,7 +65,7 @@ def test_leases_stay_while_the_server_recovers(till: Till, shop: Shop) -> None:
     shop.server.device.leases.clear()
     till.sync()
     assert shop.server.heads[-1].held is None
-    assert [(one.state, one.reason) for one in till.status().leases] == [("closing", "not known to the server")]
+    assert rows(shop, "SELECT state, reason FROM leases") == [("closed", "not known to the server")]
 
 
 def test_a_lease_that_was_closed_since_the_backup_is_told_with_its_close(till: Till, shop: Shop) -> None:

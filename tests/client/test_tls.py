@@ -237,6 +237,8 @@ def test_a_pin_is_what_openssl_makes_of_a_key(leaf: Certified, tmp_path: Path) -
     digest = subprocess.run(recipe, shell=True, capture_output=True, text=True, check=True).stdout.split()[0]
     assert parse_pin(f"sha256:{digest}") == leaf.pin
     assert parse_pin(leaf.pin) == parse_pin(leaf.pin.replace(":", "//", 1)) == leaf.pin
+    slashes = "sha256:" + 42 * "/" + "8="
+    assert parse_pin("sha256:" + 64 * "f") == parse_pin(slashes) == parse_pin(slashes.replace(":", "//")) == slashes
 
 
 # ---- proxies

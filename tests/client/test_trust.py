@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
 import pytest
 
 from tallystick_client.trust import Trusted
-from tallystick_shared.bundle import DeltaRef, Manifest, Role, Roles, Root
+from tallystick_shared.bundle import BlobRef, DeltaRef, Manifest, Role, Roles, Root
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Position, encode
 from tallystick_shared.signing import SigningKey, Typ, open_general, peek, sha256_hex
@@ -156,8 +157,13 @@ def test_rule_11_a_manifest_reads_as_one(server: FakeServer, trusted: Trusted) -
 
 def test_rule_12_deltas_lead_from_the_snapshot_to_the_version(server: FakeServer, trusted: Trusted) -> None:
     """A gap, an end before its beginning, or a snapshot that no delta leads on from: not a manifest."""
-    ref, delta_of = server.snapshot_ref(), lambda version: DeltaRef(version, HASH, 1)
-    of = lambda version: msgspec.structs.replace(ref, version=version)  # noqa: E731
+
+    def of(version: int) -> BlobRef:
+        return msgspec.structs.replace(server.snapshot_ref(), version=version)
+
+    def delta_of(version: int) -> DeltaRef:
+        return DeltaRef(version, HASH, 1)
+
     good = [(5, [], 5), (5, [delta_of(1)], 5), (3, [delta_of(1), delta_of(3)], 5), (2, [delta_of(2)], 5)]
     for snapshot_version, deltas, version in good:
         raw = server.manifest(snapshot=of(snapshot_version), deltas=deltas, version=version)
@@ -173,7 +179,7 @@ def test_rule_12_deltas_lead_from_the_snapshot_to_the_version(server: FakeServer
     ]
     for snapshot_version, deltas, version in bad:
         raw = server.manifest(snapshot=of(snapshot_version), deltas=deltas, version=version)
-        check_refused("MALFORMED", lambda raw=raw: trusted.manifest(raw, "main", now=LATER))
+        check_refused("MALFORMED", partial(trusted.manifest, raw, "main", now=LATER))
 
 
 def test_rule_13_a_manifest_is_of_our_scope(server: FakeServer, trusted: Trusted) -> None:
@@ -287,7 +293,7 @@ def test_rule_28_holds_for_an_online_redemption_too(server: FakeServer, trusted:
 
     assert redeemed() == said
     for changed in ({"device": None}, {"device": START.isoformat()}, {"request_sha256": "1" * 64}):
-        check_refused("MALFORMED" if changed.get("device") else "NOT_OUR_REQUEST", lambda c=changed: redeemed(**c))
+        check_refused("MALFORMED" if changed.get("device") else "NOT_OUR_REQUEST", partial(redeemed, **changed))
 
 
 def test_what_a_newer_server_adds_is_ignored(server: FakeServer, trusted: Trusted) -> None:
