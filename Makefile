@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: help setup demo test replay prove-engine bench-engine vectors-archive check lint types imports lock wheels clean
 
@@ -24,8 +25,8 @@ setup: .venv/ready ## make .venv: uv through pip, the locked requirements, the t
 demo: .venv/ready ## the main job in under a minute: three tills, no network, one SIGKILL, nothing lost
 	@$(BIN)/python -m benchmarks.demo
 
-test: .venv/ready ## run the tests
-	@$(BIN)/python -m pytest
+test: .venv/ready ## run the tests, on all cores (JOBS=0: in one process)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 replay: .venv/ready ## half a year of real redemptions through real tills that are offline for days (ARGS="--offline-days 14")
 	@$(BIN)/python -m benchmarks.replay $(ARGS)

@@ -15,9 +15,10 @@ from rich.table import Table
 from tallystick_client import schema
 from tallystick_client.clock import SystemClock
 from tallystick_client.directory import Directory
-from tallystick_client.entry import REFUSED
 from tallystick_client.evaluating import write
-from tallystick_client.exporting import Exported, export
+from tallystick_client.entry import REFUSED
+from tallystick_client.errors import CallerError
+from tallystick_client.exporting import Exported, Restored, export
 from tallystick_client.forgetting import forget
 from tallystick_client.journal import FILE_NAME, Journal, verify_bodies, verify_chain
 from tallystick_client.keeper import Keeper
@@ -76,10 +77,15 @@ def export_command(
         bool,
         typer.Option("--final", help="First retire this till: it gives its leases back, and redeems no more."),
     ] = False,
+    epoch: Annotated[int | None, typer.Option(min=1, help="Where the import of an earlier file asked for it.")] = None,
+    after: Annotated[int | None, typer.Option(min=0, help="As --epoch, with which it goes.")] = None,
 ) -> None:
     """Write what the server does not have to FILE, for: tallystick-server journal import FILE. Needs no network."""
+    if (epoch is None) != (after is None):
+        raise CallerError("--epoch and --after go together: the import of an earlier file names both", code="MISUSE")
+    restored = None if epoch is None or after is None else Restored(epoch, after)
     with closing(Keeper(context.obj, SystemClock())) as keeper:
-        _show_export(file, final, export(keeper, file, final=final))
+        _show_export(file, final, export(keeper, file, final=final, restored=restored))
 
 
 @app.command("forget")

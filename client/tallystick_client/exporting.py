@@ -15,7 +15,7 @@ import msgspec
 from tallystick_client import exchange, requests
 from tallystick_client.directory import write_whole
 from tallystick_client.errors import CallerError, LineError
-from tallystick_client.journal import Writing
+from tallystick_client.journal import Writing, position_at
 from tallystick_client.keeper import Keeper
 from tallystick_client.timekeeping import read_clock
 from tallystick_shared.journal import BATCH_EVENTS_MAX
@@ -32,12 +32,22 @@ class Exported(msgspec.Struct, frozen=True):
     pending: int
 
 
-def export(keeper: Keeper, file: Path, *, final: bool) -> Exported:
+class Restored(msgspec.Struct, frozen=True):
+    """What a server that was restored from a backup says when it refuses a file: its epoch, and what it still knows."""
+
+    epoch: int
+    after: int
+
+
+def export(keeper: Keeper, file: Path, *, final: bool, restored: Restored | None = None) -> Exported:
     """Writes everything after the last acknowledged event to `file`, 0600, whole or not at all.
 
+    For a server that was `restored`, everything that it does not know, with the leases held then; the till itself goes
+    on believing no epoch that it was not told of in a signed answer.
+
     `final` first closes every lease and retires the till, durably: whatever becomes of the file, it redeems no more.
-    Voids go on; they are in the next file. Raises `CallerError` (`EXISTS`), `LineError` (`SYNC_RUNNING`),
-    `StorageError`.
+    Voids go on; they are in the next file. Raises `CallerError` (`EXISTS`, `PURGED`), `LineError`
+    (`SYNC_RUNNING`), `StorageError`.
     """
     if file.exists():
         raise CallerError(f"{file} is there already; an export overwrites nothing", code="EXISTS")
@@ -45,14 +55,18 @@ def export(keeper: Keeper, file: Path, *, final: bool) -> Exported:
     try:
         if not lock.take():
             raise LineError("this till is syncing: try again when that is done", code="SYNC_RUNNING")
-        return _export(keeper, file, final)
+        return _export(keeper, file, final, restored)
     finally:
         lock.release()
 
 
-def _export(keeper: Keeper, file: Path, final: bool) -> Exported:
+def _export(keeper: Keeper, file: Path, final: bool, restored: Restored | None) -> Exported:
     closed = _retire(keeper) if final else 0
     with keeper.journal.read() as view:
+        # `view` is only read: its state is set to what it is where a batch begins
+        view.state = msgspec.structs.replace(view.state, batch_events_max=BATCH_EVENTS_MAX)
+        if restored is not None:
+            _go_back(view, restored)
         state = view.state
         at = keeper.terminal.judged(view).at
         (pending,) = view.run("SELECT count(*) FROM attempts WHERE state = 'pending'").fetchone()
@@ -69,12 +83,24 @@ def _retire(keeper: Keeper) -> int:
         return exchange.close_done_leases(writing, keeper.terminal.judged(writing))
 
 
+def _go_back(view: Writing, restored: Restored) -> None:
+    known = position_at(view, restored.after)
+    if known is None:
+        raise CallerError(
+            f"this till keeps its journal from event {view.state.base_seq} to {view.state.head_seq}, "
+            f"not event {restored.after}",
+            code="PURGED",
+        )
+    epoch = max(restored.epoch, view.state.server_epoch)
+    view.state = msgspec.structs.replace(
+        view.state, server_epoch=epoch, recovering=True, acknowledged_seq=known.seq, acknowledged_hash=known.hash
+    )
+
+
 def _bodies(keeper: Keeper, view: Writing) -> list[bytes]:
     """Of one view of the journal; one at least, though it may hold no event."""
     bodies: list[bytes] = []
     clock = read_clock(keeper.clock)
-    # `view` is only read: its state is set to what it will be once the server has acknowledged each batch
-    view.state = msgspec.structs.replace(view.state, batch_events_max=BATCH_EVENTS_MAX)
     while not bodies or view.state.acknowledged_seq < view.state.head_seq:
         reading = exchange.reading(view)
         bodies.append(requests.sync_body(keeper.config.device, keeper.key, reading, clock, secrets.token_urlsafe(24)))

@@ -34,8 +34,8 @@ class Imported:
     """What one file brought. `stored`: events that were new, and `outcomes` what they came to; `known`: were there.
 
     `refused`: why the batch `refused_batch` and those after it were not taken, in one sentence; else empty. Those
-    before it were. `refused_batch` 0 is the file as such. `final`: the till says, signed, that it
-    is retired.
+    before it were. `refused_batch` 0 is the file as such. `final`: the till says, signed, that
+    it is retired.
     """
 
     file: Path
@@ -95,10 +95,12 @@ async def _take(server: Server, header: FileHeader, done: Imported, body: bytes)
             raise
     else:
         _, payload = peek(answer, Typ.ANSWER)
-        if _ANSWER.decode(payload).acknowledged.seq < head.through.seq:
+        said = _ANSWER.decode(payload)
+        if (seq := said.acknowledged.seq) < head.through.seq:
             raise CallerError(
-                f"the events before number {head.after.seq + 1} are not here: this server was restored from a backup",
-                code="GAP",
+                f"this server was restored from a backup, is in epoch {said.server_epoch} and knows this till only up "
+                f"to event {seq}: export with --epoch {said.server_epoch} --after {seq}",
+                code="RESTORED",
             )
     after = await _outcomes(server, head)
     new = Counter(outcome for place, outcome in after.items() if place not in before)

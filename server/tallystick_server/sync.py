@@ -336,7 +336,8 @@ async def _leases(this: _Round, device: Device) -> tuple[list[Lease], list[str],
         return told, [one.id for one in open_now], full, digest
     wants = {want.voucher_id: want.units for want in head.wants if want.units}
     await note_demand(transaction, device.id, wants, now=this.now)
-    if ledger.state != "normal" or recovery.must_report(device, ledger):
+    quiet = head.retired or not this.server.grants
+    if quiet or ledger.state != "normal" or recovery.must_report(device, ledger):
         return told, [], full, digest  # nothing is granted, so nothing is recalled to be granted anew
     asking = leases_of.Asking(device.id, device.scope, device.lease_number, set(wants))
     granted = await leases_of.allot(transaction, settings, asking, now=this.now)

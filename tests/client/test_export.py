@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tallystick_client import CallerError, LineError, NotNow, StorageError, Till
-from tallystick_client.exporting import Exported, export
+from tallystick_client.exporting import Exported, Restored, export
 from tallystick_client.forgetting import forget
 from tallystick_client.journal import FILE_NAME
 from tallystick_client.listing import entries
@@ -140,6 +140,23 @@ def test_what_the_server_has_already_is_passed_over(till: Till, shop: Shop) -> N
     assert done.first_seq == 2
     bring(shop, file)
     assert len(set(arrived(shop))) == len(arrived(shop)) == 4
+
+
+def test_a_restored_server_gets_what_it_asks_for(till: Till, shop: Shop) -> None:
+    """Everything after what it knows, in its epoch, with the leases held there; the till itself is as before."""
+    before = till._keeper.journal.state()
+    file = shop.work / "again.tally"
+    done = export(till._keeper, file, final=False, restored=Restored(7, 0))
+    assert (done.events, done.first_seq) == (3, 1)
+    bring(shop, file)
+    head = shop.server.heads[-1]
+    assert (head.server_epoch, head.after.seq) == (7, 0)
+    assert [lease.units for lease in head.held or ()] == [5]
+    assert till._keeper.journal.state() == before
+    with pytest.raises(CallerError, match="from event 0 to 3, not event 9"):
+        export(till._keeper, shop.work / "more.tally", final=False, restored=Restored(7, 9))
+    alone = run(shop, "export", str(shop.work / "alone.tally"), "--epoch", "7")
+    assert (alone.returncode, "go together" in alone.stderr) == (2, True)
 
 
 def test_a_till_with_nothing_to_send_still_tells_that_it_is_retired(shop: Shop) -> None:

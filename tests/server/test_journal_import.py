@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tallystick_server import recovery
 from tallystick_server.journals import Imported, import_journals
+from tallystick_server.operations import opened
 from tallystick_shared.journal import EventType, encode
 from tallystick_shared.journal_file import FORMAT, VERSION, FileHeader, write_batch, write_header
 from tests.server.conftest import ORDER, Shop, voucher
@@ -36,7 +39,7 @@ def write(shop: Shop, device: TinyDevice, *bodies: bytes, name: str = "journal.t
 def batches(device: TinyDevice, size: int) -> list[bytes]:
     """All that waits, in batches of so many events."""
     ends = [*range(device.acknowledged, len(device.events), size), len(device.events)]
-    return [device.request(after=after, through=through) for after, through in zip(ends, ends[1:], strict=False)]
+    return [device.request(after=after, through=through) for after, through in pairwise(ends)]
 
 
 def bring(shop: Shop, *files: Path) -> list[Imported]:
@@ -196,15 +199,27 @@ def test_nothing_is_granted_to_a_till_that_does_not_hear_of_it(shop: Shop) -> No
     assert absent.sync().leases != []
 
 
-def test_a_gap_is_not_taken_for_a_fork(shop: Shop, device: TinyDevice) -> None:
-    """A server restored from a backup has not what the file goes on from: said in a sentence, and nothing is stored."""
-    first, second = batches(device, 5)
+def test_a_restored_server_says_from_where_it_needs_the_journal(shop: Shop, device: TinyDevice) -> None:
+    """A gap is no fork, and a file of an older epoch is not taken: both say what to export instead, which is taken."""
     device.ledger_mark = 1_000
-    late = device.request(after=5)
-    (done,) = bring(shop, write(shop, device, late))
-    assert done.refused == ("the events before number 6 are not here: this server was restored from a backup (GAP)")
+    (done,) = bring(shop, write(shop, device, device.request(after=5)))
+    assert done.refused == (
+        "this server was restored from a backup, is in epoch 1 and knows this till only up to event 0: "
+        "export with --epoch 1 --after 0 (RESTORED)"
+    )
+    assert bring(shop, write(shop, device, device.request(after=0, through=3)))[0].stored == 3
+
+    async def declare() -> None:
+        async with opened(shop.settings, shop.clock()) as server:
+            await server.database.write(lambda transaction: recovery.begin(transaction, now=shop.clock()))
+
+    asyncio.run(declare())
+    (done,) = bring(shop, write(shop, device, device.request(after=3)))
+    assert "is in epoch 2 and knows this till only up to event 3: export with --epoch 2 --after 3" in done.refused
+    assert stored(shop) == 3
+    (done,) = bring(shop, write(shop, device, device.request(after=3, server_epoch=2, held=device.active())))
+    assert (done.refused, done.stored, stored(shop)) == ("", 6, 9)
     assert shop.rows("SELECT branches, state FROM devices") == [{"branches": 1, "state": "active"}]
-    assert bring(shop, write(shop, device, first, second))[0].stored == 9
 
 
 def test_the_command_says_what_it_did(shop: Shop, device: TinyDevice) -> None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from tallystick_shared.errors import Untrusted
+from tallystick_shared.journal import encode
+from tallystick_shared.signing import Typ, sha256_hex, verify
+from tallystick_shared.wire import RedeemAnswer, RedeemRequest
 from tests.server.conftest import ORDER, voucher
 from tests.server.tiny_device import NONE, new_id
 
@@ -100,3 +105,52 @@ def test_an_operator_cannot_speak_for_a_device(shop: Shop) -> None:
     body = {"id": new_id(), "order": ORDER, "codes": ["tea"], "device": device.id}
     response = shop.post("/v1/redemptions", body)
     assert (response.status_code, response.json()["errors"][0]["path"]) == (422, "device")
+
+
+def test_an_answer_to_a_device_is_signed_over_its_request(shop: Shop) -> None:
+    """It names the device and the digest of the request's exact bytes; a repeat gets the same of its own bytes."""
+    shop.publish(voucher("tea", total=5))
+    shop.device("store-2", synced=False)
+    device, attempt = shop.device(), new_id()
+    first, again = (device.redeem_online(ORDER, ["tea"], attempt) for _ in range(2))
+    assert {one.headers["content-type"] for one in (first, again)} == {"application/jose"}
+    order = msgspec.Raw(msgspec.json.encode(ORDER))
+    bodies = [device.key.sign(Typ.REDEEM, encode(RedeemRequest(attempt, order, ["tea"], device.id)))]
+    bodies.append(device.key.sign(Typ.REDEEM, encode(RedeemRequest(attempt, order, ["tea", "tea"], device.id))))
+    answer = msgspec.json.decode(
+        verify(device.post_online(bodies[0]).content, device.receipt, Typ.REDEEMED), type=RedeemAnswer
+    )
+    assert (answer.id, answer.device, answer.request_sha256) == (attempt, device.id, sha256_hex(bodies[0]))
+    assert answer.redeemed is True
+    other = device.post_online(bodies[1])
+    assert (other.status_code, other.json()["code"]) == (409, "IDENTIFIER_REUSED")
+    assert shop.pool("tea")["online"] == 1
+    with pytest.raises(Untrusted):
+        verify(first.content, device.bundle, Typ.REDEEMED)
+
+
+def test_an_operators_answer_is_plain(shop: Shop) -> None:
+    """JSON, bound to no device."""
+    shop.publish(voucher("tea"))
+    answer = shop.online(new_id(), "tea")
+    assert answer.headers["content-type"] == "application/json"
+    assert (answer.json()["device"], answer.json()["request_sha256"]) == (None, None)
+
+
+@pytest.mark.parametrize("state", ["recovering", "restore_suspected"])
+def test_a_restored_server_redeems_no_limited_voucher_online(either_shop: Shop, state: str) -> None:
+    """It may have forgotten uses and leases: 503, so that a till sells from its lease. Others, and repeats, go on."""
+    either_shop.publish(voucher("tea", total=5), voucher("pot", budget_minor=500), voucher("jam"))
+    device, before = either_shop.device(synced=False), new_id()
+    assert either_shop.online(before, "tea").json()["redeemed"] is True
+    either_shop.rows("UPDATE server SET state = :state", state=state)
+    for code in ("tea", "pot"):
+        for refused in (either_shop.online(new_id(), code), device.redeem_online(ORDER, [code], new_id())):
+            assert (refused.status_code, refused.json()["code"]) == (503, "RECOVERING")
+            assert refused.headers["retry-after"]
+    assert either_shop.online(before, "tea").json()["redeemed"] is True
+    assert either_shop.online(new_id(), "jam").json()["redeemed"] is True
+    assert either_shop.online(new_id(), "none").json()["redeemed"] is False
+    assert either_shop.pool("tea")["online"] == 1
+    either_shop.rows("UPDATE server SET state = 'normal'")
+    assert either_shop.online(new_id(), "tea").json()["redeemed"] is True
