@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test replay prove-engine bench-engine vectors-archive check lint types imports lock wheels clean
+.PHONY: help setup demo test replay prove-engine prove-leases bench-engine bench-spread bench-deltas vectors-archive check lint types imports lock wheels clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -36,8 +36,17 @@ prove-engine: .venv/ready ## the engine against its oracle: a million seeded cas
 	@TALLYSTICK_EXAMPLES=50000 $(BIN)/python -m pytest -q tests/shared/test_oracle.py -k hypothesis
 	@TALLYSTICK_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/shared/test_fuzz.py
 
+prove-leases: .venv/ready ## everything that can happen to the leases of one voucher, and what breaks without each rule
+	@$(BIN)/python -m tests.simulation.lease_search $(ARGS)
+
 bench-engine: .venv/ready ## what the engine costs, as ratios: against plain Python, and as orders and vouchers grow
 	@$(BIN)/python -m benchmarks.engine
+
+bench-spread: .venv/ready ## how 10,000 tills come back after an outage, against a naive client (ARGS="--tills 1000")
+	@$(BIN)/python -m benchmarks.spread $(ARGS)
+
+bench-deltas: .venv/ready ## what one changed voucher costs server and till, next to the snapshot of 100,000 (ARGS="--vouchers 20000")
+	@$(BIN)/python -m benchmarks.deltas $(ARGS)
 
 vectors-archive: .venv/ready ## dist/tallystick-vectors-*.zip, for whoever writes a client in another language
 	@$(BIN)/python -m tests.vectors.archive dist

@@ -67,6 +67,12 @@ class ServerProcess:
         self._port = 0
         self.url = ""
 
+    @property
+    def pid(self) -> int:
+        """Of the process while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> str:
         """Starts it, on the same port as before if there was one, and returns its URL once it answers."""
         command = [

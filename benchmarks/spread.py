@@ -155,7 +155,7 @@ class NaiveTill:
         if status == 200:
             return None
         self._failures += 1
-        return max(retry_after_s, min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2 ** min(self._failures, 20)))
+        return max(retry_after_s, min(BACKOFF_MAX_S, BACKOFF_BASE_S << min(self._failures, 20)))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from rich.table import Table
 from tallystick_client import schema
 from tallystick_client.clock import SystemClock
 from tallystick_client.directory import Directory
-from tallystick_client.evaluating import write
 from tallystick_client.entry import REFUSED
 from tallystick_client.errors import CallerError
+from tallystick_client.evaluating import write
 from tallystick_client.exporting import Exported, Restored, export
 from tallystick_client.forgetting import forget
 from tallystick_client.journal import FILE_NAME, Journal, verify_bodies, verify_chain

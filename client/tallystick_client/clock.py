@@ -1,4 +1,4 @@
-"""The wall clock: with `drivers` the only place of the client that asks the machine for the time."""
+"""The wall clock: the only place of the client that asks the machine what time it is."""
 
 from __future__ import annotations
 

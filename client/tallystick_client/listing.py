@@ -16,7 +16,8 @@ class Entry(msgspec.Struct, frozen=True):
 
     `id` of a `redeem` is what `tallystick void` takes, `voided` whether that was done; `ref` of a `void` is that id.
     `amount_minor`: what the vouchers gave, below 0 where a void gave it back to them, null for closes and clocks;
-    `currency` and `codes` are null and empty where the body is `erased`. `state`: waiting, acknowledged, or durable (in
+    `currency` and `codes` (of a void, those of its redemption) are null and empty where that body is erased; `erased`:
+    this event's own is. `ref_seq`: the event that a void is of, null where it is not kept. `state`: waiting, acknowledged, or durable (in
     any backup that the server may be restored from). `outcome` is null while it waits.
     """
 
@@ -25,6 +26,7 @@ class Entry(msgspec.Struct, frozen=True):
     type: str
     id: str
     ref: str | None
+    ref_seq: int | None
     amount_minor: int | None
     currency: str | None
     codes: list[str]
@@ -51,24 +53,26 @@ def entries(view: Writing, *, waiting: bool, limit: int) -> list[Entry]:
     """The newest `limit` events, oldest first; with `waiting` only those that the server has not acknowledged."""
     after_seq = view.state.acknowledged_seq if waiting else view.state.base_seq
     rows = view.run(
-        "SELECT seq, envelope, body, outcome, reasons,"
-        " EXISTS (SELECT 1 FROM voids WHERE redemption_id = events.id) FROM events WHERE seq > ?"
-        " ORDER BY seq DESC LIMIT ?",
+        "SELECT one.seq, one.envelope, one.body, one.outcome, one.reasons,"
+        " EXISTS (SELECT 1 FROM voids WHERE redemption_id = one.id), sold.seq, sold.body"
+        " FROM events AS one LEFT JOIN events AS sold ON sold.id = one.ref"
+        " WHERE one.seq > ? ORDER BY one.seq DESC LIMIT ?",
         (after_seq, limit),
     ).fetchall()
     return [_entry(view.state, row) for row in reversed(rows)]
 
 
 def _entry(state: State, row: Any) -> Entry:
-    seq, raw, body, outcome, reasons, voided = row
+    seq, raw, body, outcome, reasons, voided, ref_seq, ref_body = row
     envelope = read_envelope(raw)
-    said = _read(body)
+    said = _read(body if ref_body is None else ref_body)
     return Entry(
         seq=seq,
         at=envelope.at,
         type=envelope.type.value,
         id=envelope.id,
         ref=envelope.ref,
+        ref_seq=ref_seq,
         amount_minor=_amount(envelope),
         currency=said.result.currency,
         codes=said.codes,

@@ -275,7 +275,7 @@ def distrust(error: BaseException, where: str) -> Untrusted | None:
     if cause.verify_code in _CLOCK_CODES:
         hint = "; or the clock of this machine is wrong"
     elif cause.verify_code in _ISSUER_CODES:
-        hint = "; a CA of your own is made known with: tallystick configure --ca FILE"
+        hint = "; a CA of your own is made known with --ca FILE, by enroll or configure"
     said = cause.verify_message.rstrip(".")
     return Untrusted(f"the certificate of {where} is not trusted: {said}{hint}", code="TLS_UNTRUSTED")
 

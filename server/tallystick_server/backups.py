@@ -15,12 +15,13 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import bindparam, update
+import msgspec
+from sqlalchemy import bindparam, select, update
 
 from tallystick_server import auditing
 from tallystick_server.database import Database, Transaction
 from tallystick_server.settings import Settings
-from tallystick_server.tables import SCHEMA_REVISION, devices
+from tallystick_server.tables import SCHEMA_REVISION, audit, devices
 from tallystick_shared.errors import CallerError
 from tallystick_shared.journal import Position
 
@@ -143,6 +144,19 @@ async def _call_durable(transaction: Transaction, *, backup: Backup, now: dateti
     await auditing.note(
         transaction, who=auditing.OPERATOR, action=ACTION, about=backup.file.name[:256], now=now, detail=detail
     )
+
+
+async def notes(transaction: Transaction, settings: Settings) -> list[str]:
+    """For the status: what devices may purge, and what may be restored."""
+    if settings.backup != "none":
+        return []
+    newest = select(audit.c.at, audit.c.detail).where(audit.c.action == ACTION).order_by(audit.c.id.desc()).limit(1)
+    row = (await transaction.execute(newest)).one_or_none()
+    if row is not None:
+        file = msgspec.json.decode(row.detail)["file"]
+        return [f"devices purge what the backup {file} of {row.at:%Y-%m-%d %H:%M} UTC holds: restore no earlier one"]
+    how = "TALLYSTICK_BACKUP" if settings.sqlite_file is None else "tallystick-server backup FILE"
+    return [f"no backup is configured, so devices keep everything they ever recorded ({how})"]
 
 
 def _sync(path: Path) -> None:

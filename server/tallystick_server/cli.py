@@ -121,6 +121,13 @@ def init(
 
 
 @app.command()
+def upgrade(context: typer.Context, data: Data = None) -> None:
+    """Bring the database of an older release to this one; with the server stopped, and after a backup."""
+    done = asyncio.run(operations.upgrade(_settings(context, data)))
+    typer.echo("upgraded" if done else "nothing to do: the database is of this release")
+
+
+@app.command()
 def serve(
     context: typer.Context,
     data: Data = None,

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from tallystick_server import devices, forks, leases, operating, operations
-from tallystick_server.cli_common import Data, err, out, settings_of, time_now, write
+from tallystick_server.cli_common import Data, err, settings_of, time_now, write
 from tallystick_shared.errors import CallerError, one_line
 from tallystick_shared.money import format_minor
 from tallystick_shared.wire import DeviceState
@@ -25,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 @app.command("list")
 def list_all(context: typer.Context, as_json: Json = False, data: Data = None) -> None:
-    """Every device that ever enrolled."""
+    """Every device that ever enrolled, a line each."""
 
     async def read() -> list[operating.DeviceView]:
         found: list[operating.DeviceView] = []
@@ -42,12 +41,11 @@ def list_all(context: typer.Context, as_json: Json = False, data: Data = None) -
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
         return
-    table = Table("device", "store", "name", "scope", "state", "last sync", box=None)
     for one in found:
         last = "never" if one.last_sync_at is None else one.last_sync_at.isoformat(timespec="seconds")
-        state = one.state if one.branches == 1 else f"{one.state}, in use twice"
-        table.add_row(one.id, *map(one_line, (one.store_id, one.name)), one.scope, state, last)
-    out.print(table)
+        twice = "" if one.branches == 1 else ", in use twice"
+        where = f"{one_line(one.store_id)}  {one_line(one.name)}  scope {one.scope}"
+        typer.echo(f"{one.id}  {where}  {one.state}{twice}, last sync {last}")
 
 
 @app.command()

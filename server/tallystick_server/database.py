@@ -90,23 +90,37 @@ class Database:
         except (OSError, SQLAlchemyError) as error:
             raise CallerError("the database cannot be reached or written to", code="NO_DATABASE") from error
 
-    async def is_migrated(self) -> bool:
-        """Whether it is at the newest migration. Raises `CallerError` (`NO_DATABASE`) where it cannot be reached."""
+    async def revision(self) -> str | None:
+        """The migration it is at; None: there is no database of this program. Raises `CallerError` (`NO_DATABASE`)."""
         if self._sqlite_file is not None and not self._sqlite_file.exists():
-            return False
+            return None
         try:
             async with self.read() as connection:
-                return await connection.run_sync(_revision) == SCHEMA_REVISION
+                return await connection.run_sync(_revision)
         except (OSError, SQLAlchemyError) as error:
             raise CallerError("the database cannot be reached", code="NO_DATABASE") from error
 
+    async def is_migrated(self) -> bool:
+        """Whether it is at the newest migration. Raises `CallerError` (`NO_DATABASE`) where it cannot be reached."""
+        return await self.revision() == SCHEMA_REVISION
+
     async def must_be_ready(self) -> None:
-        """Raises `CallerError` (`NOT_INITIALISED`) where `tallystick-server init` has not been run on it."""
-        if not await self.is_migrated():
-            where = self._sqlite_file or "TALLYSTICK_DATABASE_URL"
+        """Raises `CallerError`: `NOT_INITIALISED` where there is none, `NOT_UPGRADED` where it is of another release."""
+        found = await self.revision()
+        where = self._sqlite_file or "TALLYSTICK_DATABASE_URL"
+        if found is None:
             raise CallerError(
-                f"the database ({where}) is not there or not up to date: run tallystick-server init first",
-                code="NOT_INITIALISED",
+                f"there is no database ({where}): run tallystick-server init first", code="NOT_INITIALISED"
+            )
+        if found > SCHEMA_REVISION:
+            raise CallerError(
+                f"the database ({where}) is of a newer release than this program: update the program",
+                code="NOT_UPGRADED",
+            )
+        if found < SCHEMA_REVISION:
+            raise CallerError(
+                f"the database ({where}) is of an older release: back it up, then run tallystick-server upgrade",
+                code="NOT_UPGRADED",
             )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import func, insert, select, update
 
+from tallystick_server import backups, recovery
 from tallystick_server import leases as leases_of
-from tallystick_server import recovery
 from tallystick_server.database import Transaction
 from tallystick_server.ledger import PoolMoves, move_pools
 from tallystick_server.server import OPERATOR_KEY_PREFIX, Ledger, Server, not_found, read_ledger, secret_digest
@@ -227,9 +227,7 @@ async def status(server: Server, transaction: Transaction) -> Status:
 
 
 async def _notes(server: Server, transaction: Transaction, ledger: Ledger) -> list[str]:
-    notes: list[str] = []
-    if server.settings.backup == "none":
-        notes.append("no backup is configured, so devices keep everything they ever recorded (TALLYSTICK_BACKUP)")
+    notes = await backups.notes(transaction, server.settings)
     if ledger.state == "restore_suspected":
         notes.append(
             f"device {ledger.suspected_by} has seen later answers than this database holds, as if it was restored from "

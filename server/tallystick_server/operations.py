@@ -48,6 +48,22 @@ async def initialise(settings: Settings, *, root_keys: Path | None = None, now: 
         await database.close()
 
 
+async def upgrade(settings: Settings) -> bool:
+    """Brings the database of an older release to this one, in one transaction; whether there was anything to do.
+
+    Raises `CallerError`: `NOT_INITIALISED` where there is none, `NO_DATABASE`.
+    """
+    database = Database(settings)
+    try:
+        before = await database.revision()
+        if before is None:
+            raise CallerError("there is nothing to upgrade: run tallystick-server init first", code="NOT_INITIALISED")
+        await database.migrate()
+        return before != await database.revision()
+    finally:
+        await database.close()
+
+
 async def import_vouchers(
     settings: Settings,
     path: Path,

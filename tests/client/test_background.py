@@ -71,6 +71,20 @@ def till(shop: Shop) -> Till:
     return shop.enroll()
 
 
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> queue.Queue[float]:
+    """For how long it went to sleep, each time."""
+    asked: queue.Queue[float] = queue.Queue()
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        asked.put(seconds)
+        await real(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return asked
+
+
 # ---- when it syncs
 
 
@@ -113,7 +127,7 @@ def test_a_merchant_may_have_it_come_sooner(shop: Shop, till: Till) -> None:
         shop.open("new").start_syncing(every_s=0)
 
 
-def test_it_keeps_the_journals_appointment(shop: Shop, till: Till) -> None:
+def test_it_keeps_the_journals_appointment(shop: Shop, till: Till, slept: queue.Queue[float]) -> None:
     """`Retry-After` binds it, across restarts; a line that is down is no end."""
     heard = Heard()
     shop.server.script = [says(503, **{"retry-after": "600"}), loses_the_request]
@@ -130,17 +144,22 @@ def test_it_keeps_the_journals_appointment(shop: Shop, till: Till) -> None:
     assert len(shop.server.requests) == requests
     shop.clock.run(seconds=1)
     assert isinstance(heard.error(), TryLater)
+    for _ in range(slept.qsize() + 10):
+        slept.get(timeout=WAIT_S)  # it looks, and it is not time
+    assert heard.nothing_more()
     shop.clock.run(minutes=10)
     assert heard.report().state == "active"
 
 
-def test_a_fleet_does_not_come_at_once(shop: Shop, till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fleet_does_not_come_at_once(
+    shop: Shop, till: Till, slept: queue.Queue[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where no lot was drawn for the time, a part of the spread is waited as well."""
     monkeypatch.setattr(syncing, "SPREAD_S", 10_000_000.0)
     heard = Heard()
     till.start_syncing(on_report=heard)
     shop.clock.run(hours=2)
-    till.redeem(order(), ["TEN"])
+    assert any(slept.get(timeout=WAIT_S) > 100 for _ in range(500))
     till.stop_syncing()
     assert heard.nothing_more()
 
@@ -413,6 +432,7 @@ def test_a_transport_of_the_callers_own_must_do_both(shop: Shop, till: Till) -> 
     with pytest.raises(CallerError, match="AsyncBaseTransport"):
         refused.start_syncing()
     refused.close()
+
     class Both(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
             raise httpx2.ConnectError(f"no way to {request.url.path}")

@@ -143,7 +143,7 @@ def test_a_server_that_is_not_trusted_hears_nothing_and_the_till_goes_on_selling
 def test_the_cas_of_the_machine_are_the_default(shop: Shop, front: TlsFront) -> None:
     """A private CA that nobody made known is not trusted, at the enrolment already; the token stays good."""
     token = shop.server.token()
-    with pytest.raises(Untrusted, match=r"tallystick configure --ca FILE") as caught:
+    with pytest.raises(Untrusted, match="made known with --ca FILE") as caught:
         Till.enroll(shop.work / "till", front.url, token, clock=shop.clock)
     assert caught.value.code == "TLS_UNTRUSTED"
     assert not front.received

@@ -110,5 +110,5 @@ def test_an_expired_root_is_told_everywhere_and_renewed(tmp_path: Path) -> None:
         assert [json.loads(line)["level"] for line in process.stderr if words in line] == ["warning"]
     key = str(shop.data / "keys" / "root.jwk")
     assert shop.operator("keys", "rotate", "--sign-with", key).returncode == 0
-    assert "expired" not in shop.operator("status").stdout
+    assert "expired on" not in shop.operator("status").stdout
     assert shop.operator("token", "--store", "s").returncode == 0

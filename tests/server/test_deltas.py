@@ -252,7 +252,8 @@ async def work_of_one_change(settings: Settings, clock: FakeClock, vouchers_in_s
         await scope.revise(vouchers_in_scope // 2, 600)
         manifest = await scope.manifest()
         async with scope.server.database.engine.connect() as connection:
-            assert (await connection.get_raw_connection()).driver_connection is driver, "all of it was counted"
+            same: Any = (await connection.get_raw_connection()).driver_connection
+            assert same is driver, "all of it was counted"
             await driver.set_progress_handler(None, 1)
         lines = list(read_lines(zstandard.decompress(await blobs.blob(scope.server, manifest.deltas[-1].sha256))))
         new = await scope.count(tables.blobs) - before

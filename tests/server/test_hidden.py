@@ -45,7 +45,7 @@ def publish_hidden(shop: Shop, *documents: dict[str, Any]) -> int:
     ("code", "bits"),
     [
         ("", 0),
-        ("tea", 0),
+        ("tea", 4),
         ("0123456789" * 3, 99),
         ("0123456789abcdef0123", 80),
         ("ghijklmnopqrstuvw", 79),

@@ -1,7 +1,7 @@
 """The lease protocol of one voucher as a small state machine (protocol.md, sections 1 and 5), for `lease_search`.
 
-`moves` gives everything that can happen next, one durable step at a time, and `broken` says which invariant a state
-breaks. What an event means to the server is decided by the real `settle` (see `lease_server`).
+`moves` gives everything that can happen next, one durable step at a time; `lease_invariants` says what must hold then.
+What an event means to the server is decided by the real `settle` (see `lease_server`).
 
 The network keeps whatever was ever sent and delivers it twice, late, in any order or never. It is not stored: a till
 sends only what is durable, so any beginning of its journal may arrive at any time (heard one by one, which is every
@@ -58,7 +58,7 @@ class Bounds(NamedTuple):
 
     devices: int = 2
     limit: int = 2
-    leases: int = 2
+    leases: int = 1
     sales: int = 0
     losses: int = 0
     clones: int = 0
@@ -394,45 +394,3 @@ def _replaced(items: tuple[T, ...], at: int, item: T) -> tuple[T, ...]:
 
 def _with(device: Device, index: int, till: Till) -> Device:
     return device._replace(tills=_replaced(device.tills, index, till))
-
-
-# ---- what must hold ------------------------------------------------------------------------------------------------
-
-PROMISE = "more units are out than the limit"
-
-
-def broken(state: State, limit: int) -> str | None:
-    """The invariant that this state breaks, in words; None where all hold.
-
-    The promise is to honest devices: what clones spend beyond the one that is counted, and what is used of a lease
-    that an operator released, is beyond the limit and said to be.
-    """
-    pool = state.pool
-    if state.given > limit + _at_risk(state):
-        return f"{PROMISE}: {state.given}, not {limit + _at_risk(state)}"
-    if sum(pool) - 2 * pool.voided != limit:
-        return f"I1: the accounts add up to {sum(pool) - 2 * pool.voided}, not {limit}"
-    leases = [lease for device in state.devices for lease in device.leases]
-    if pool.held != sum(one.granted for one in leases if one.state in ("open", "waits", "lost", "forked")):
-        return "I1: what is held is not what open and burned leases were granted"
-    if pool.closed_used != sum(one.known for one in leases if one.state.endswith("closed")):
-        return "I1: what closed leases used is not what their closes said"
-    if pool.free < -pool.uncovered:
-        return "I1: the pool is below zero, and not by use without cover"
-    for device in state.devices:
-        if len(device.tills) == 1 and not all(0 <= one.known <= one.spent <= one.granted for one in device.leases):
-            return "I2: 0 <= k <= u <= q does not hold"
-    return None
-
-
-def _at_risk(state: State) -> int:
-    risk = 0
-    for device in state.devices:
-        cloned = sum(till.alive for till in device.tills) > 1
-        for lease in device.leases:
-            if lease.state == "released":
-                risk += lease.spent - lease.known
-            elif cloned:
-                counted = lease.known if lease.state == "closed" else lease.granted
-                risk += max(0, lease.spent - counted)
-    return risk

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+from tests.simulation.lease_invariants import PROMISE, broken
 from tests.simulation.lease_model import (
-    PROMISE,
     Bounds,
     Label,
     Rules,
     State,
-    broken,
     canonical,
     initial,
     moves,
@@ -29,23 +28,34 @@ from tests.simulation.lease_model import (
 ALL = Rules()
 SMALL = (
     Bounds(leases=2),
-    Bounds(limit=3),
     Bounds(limit=4),
     Bounds(losses=1, releases=1),
     Bounds(limit=1, clones=1),
     Bounds(limit=1, sales=1),
-    Bounds(devices=3),
+    Bounds(devices=1, limit=2, sales=1),
+    Bounds(devices=1, limit=1, sales=1, leases=2),
     Bounds(devices=3, limit=3),
+    Bounds(devices=3, leases=2, depth=17),
 )
 """Of the tests: seconds."""
-LARGE = (*SMALL,)
+LARGE = (
+    *SMALL,
+    Bounds(leases=2, losses=1),
+    Bounds(leases=2, releases=1),
+    Bounds(limit=3, leases=2),
+    Bounds(limit=2, clones=1, losses=1),
+    Bounds(limit=1, clones=1, leases=2, depth=16),
+    Bounds(limit=2, sales=1),
+    Bounds(devices=3, limit=4),
+    Bounds(devices=3, leases=2, depth=21),
+)
 """Of `make prove-leases`: minutes."""
 WHERE_IT_BREAKS = {
-    "forked_close_returns_nothing": Bounds(limit=1, clones=1),
-    "void_counts_once": Bounds(limit=1, sales=1),
+    "forked_close_returns_nothing": Bounds(devices=1, limit=1, clones=1),
+    "void_counts_once": Bounds(devices=1, limit=1, sales=1),
     "released_lease_returns_nothing": Bounds(limit=1, releases=1),
-    "void_ends_an_attempt": Bounds(limit=1, sales=1),
-    "only_goods_that_are_out_are_voided_elsewhere": Bounds(limit=1, sales=1),
+    "void_ends_an_attempt": Bounds(devices=1, limit=1, sales=1),
+    "only_goods_that_are_out_are_voided_elsewhere": Bounds(devices=1, limit=1, sales=1),
 }
 """Bounds within which each rule is needed; the others need no more than `Bounds(limit=1)`."""
 

@@ -28,7 +28,8 @@ def write_archive(folder: Path) -> Path:
     files = {"README.md": readme.encode(), "LICENSE": (ROOT / "LICENSE").read_bytes(), "VERSION.json": _versions()}
     for kind in KINDS:
         rules = (ROOT / "docs" / "reference" / f"{kind}.md").read_text(encoding="utf-8")
-        files[f"{kind}/RULES.md"] = rules.replace(f"../../tests/vectors/{kind}/", "").encode()
+        rules = rules.replace(f"../../tests/vectors/{kind}/", "").replace("(engine.md)", "(../engine/RULES.md)")
+        files[f"{kind}/RULES.md"] = rules.encode()
         for file in sorted((ROOT / "tests" / "vectors" / kind).iterdir()):
             if file.suffix in (".json", ".md"):
                 files[f"{kind}/{file.name}"] = file.read_bytes()
