@@ -40,11 +40,15 @@ def close_attempt(writing: Writing, redemption_id: str, state: str, answer: byte
     return bool(closed.fetchall())
 
 
+def is_voided(view: Writing, redemption_id: str) -> bool:
+    return view.run("SELECT 1 FROM voids WHERE redemption_id = ?", (redemption_id,)).fetchone() is not None
+
+
 def earlier_receipt(view: Writing, redemption_id: str, order: Order, codes: list[str]) -> Receipt | None:
     """What this id gave for this sale, here or online. Raises `CallerError` (`IDENTIFIER_REUSED`) for another sale, and
     for one that was voided."""
     reused = CallerError(f"the id {redemption_id} was used for something else before", code="IDENTIFIER_REUSED")
-    if view.run("SELECT 1 FROM voids WHERE redemption_id = ?", (redemption_id,)).fetchone():
+    if is_voided(view, redemption_id):
         raise reused
     row = view.run("SELECT type, envelope, body FROM events WHERE id = ?", (redemption_id,)).fetchone()
     if row is not None:

@@ -147,12 +147,12 @@ def deltas_after(manifest: Manifest, version: int) -> list[DeltaRef] | None:
     return [ref for ref, end in ends_of(manifest) if end > version]
 
 
-def unpack(raw: bytes, bytes_max: int) -> bytes:
+def unpack(raw: bytes, bytes_max: int, window_bytes_max: int = _UNPACK_WINDOW_BYTES_MAX) -> bytes:
     """One zstd frame, of at most `bytes_max` bytes unpacked; never holds more than a step beyond that. (Rule 19.)"""
     parts: list[bytes] = []
     size = 0
     try:
-        with zstandard.ZstdDecompressor(max_window_size=_UNPACK_WINDOW_BYTES_MAX).stream_reader(raw) as reader:
+        with zstandard.ZstdDecompressor(max_window_size=window_bytes_max).stream_reader(raw) as reader:
             while part := reader.read(_UNPACK_STEP_BYTES):
                 size += len(part)
                 if size > bytes_max:

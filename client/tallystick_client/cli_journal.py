@@ -115,17 +115,20 @@ def _show_export(file: Path, final: bool, done: Exported) -> None:
 def _show(found: list[Entry]) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("event", "time", "type", "amount", "codes", "state", "id"):
-        table.add_column(title, overflow="fold", justify="right" if title in ("event", "amount") else "left")
+        right = title in ("event", "amount")
+        # an id is to be copied whole
+        table.add_column(title, overflow="fold", justify="right" if right else "left", no_wrap=title == "id")
     for entry in found:
-        amount = "" if entry.amount_minor is None else str(entry.amount_minor)
+        amount = "" if entry.amount_minor is None else f"{entry.amount_minor} minor"
         if entry.amount_minor is not None and entry.currency is not None:
             amount = f"{entry.currency} {format_minor(entry.amount_minor, entry.currency)}"
+        kind = entry.type if entry.ref_seq is None else f"{entry.type} of {entry.ref_seq}"
         said = [entry.state, entry.outcome or "", *entry.reasons, "voided" if entry.voided else ""]
-        codes = "erased" if entry.erased else ", ".join(entry.codes) or (f"of {entry.ref}" if entry.ref else "")
+        codes = "erased" if entry.erased else ", ".join(entry.codes)
         cells = (
             str(entry.seq),
             local_time(entry.at),
-            entry.type,
+            kind,
             amount,
             codes,
             " ".join(filter(None, said)),

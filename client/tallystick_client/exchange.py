@@ -13,6 +13,7 @@ import msgspec
 
 from tallystick_client.actions import Accept, Failed, NewRoot, Proof, Reading
 from tallystick_client.errors import Untrusted
+from tallystick_client.granting import KnownLease, sort_out
 from tallystick_client.journal import Writing, mark_columns, new_id, position_at, stored_events, verify_chain
 from tallystick_client.timekeeping import Judged, signed
 from tallystick_client.trust import Floor, Trusted
@@ -134,34 +135,27 @@ def _append_close(writing: Writing, judged: Judged, lease_id: str, used: tuple[s
 
 
 def _take_leases(writing: Writing, judged: Judged, leases: Sequence[Lease]) -> int:
-    """Takes the leases never seen before; a number at or below the highest ever taken is never taken again (I6).
+    """Takes and gives back leases by the rules of `granting`; a number is never taken twice (I6). How many are taken.
 
-    One of such a number that was never taken can only be given back: closed with no use, so that it is not held for
-    nobody. One for a voucher whose earlier lease is not closed on the server yet waits for a later answer.
+    One that is given back is closed with no use.
     """
-    taken = 0
-    known = dict(writing.run("SELECT id, voucher_id FROM leases").fetchall())
-    open_now = {one for (one,) in writing.run("SELECT voucher_id FROM leases WHERE state <> 'closed'")}
-    for lease in sorted(leases, key=lambda one: one.number):
-        if lease.id in known:
-            continue
-        if lease.number <= writing.state.lease_number:
-            seq = _append_close(writing, judged, lease.id, (lease.voucher_id, 0, 0), "came too late")
-            writing.execute(
-                "INSERT INTO leases (id, number, voucher_id, units, minor, expires_at, state, reason, close_seq)"
-                " VALUES (?, ?, ?, ?, ?, ?, 'closed', 'came too late', ?)",
-                (lease.id, lease.number, lease.voucher_id, 0, 0, lease.expires_at.astimezone(UTC), seq),
-            )
-            continue
-        if lease.voucher_id in open_now:
-            continue
+    rows = writing.run("SELECT id, number, voucher_id, state = 'closed' FROM leases").fetchall()
+    known = [KnownLease(lease_id, number, voucher_id, bool(closed)) for lease_id, number, voucher_id, closed in rows]
+    taken, late = sort_out(leases, known, writing.state.lease_number)
+    for lease in late:
+        seq = _append_close(writing, judged, lease.id, (lease.voucher_id, 0, 0), "came too late")
+        writing.execute(
+            "INSERT INTO leases (id, number, voucher_id, units, minor, expires_at, state, reason, close_seq)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'closed', 'came too late', ?)",
+            (lease.id, lease.number, lease.voucher_id, 0, 0, lease.expires_at.astimezone(UTC), seq),
+        )
+    for lease in taken:
         writing.execute(
             "INSERT INTO leases (id, number, voucher_id, units, minor, expires_at) VALUES (?, ?, ?, ?, ?, ?)",
             (lease.id, lease.number, lease.voucher_id, lease.units, lease.minor, lease.expires_at.astimezone(UTC)),
         )
         writing.change(lease_number=lease.number)
-        taken += 1
-    return taken
+    return len(taken)
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------

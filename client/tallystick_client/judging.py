@@ -17,6 +17,7 @@ from tallystick_client.actions import Held
 from tallystick_client.blobs import summed, unpack
 from tallystick_client.errors import InvalidInput, Untrusted
 from tallystick_client.fetching import Fetching
+from tallystick_client.granting import sort_out
 from tallystick_client.judging_inputs import (
     FirstRoot,
     HeldBundle,
@@ -29,6 +30,7 @@ from tallystick_client.judging_inputs import (
     OfCode,
     OfEnrolled,
     OfEnvelope,
+    OfGrants,
     OfLeases,
     OfManifest,
     OfRedeemed,
@@ -60,6 +62,7 @@ from tallystick_shared.wire import EnrolmentToken, SyncHead, digest_of
 Facts = dict[str, Any]
 SYNC_UNPACKED_BYTES_MAX: Final = BATCH_BYTES_MAX + 2 * EVENT_BYTES_MAX
 """What a server unpacks of a sync: a batch, and room for the one event that may stand alone beyond it."""
+SYNC_WINDOW_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 # ---- what is believed ---------------------------------------------------------------------------------------------
@@ -170,6 +173,11 @@ def _redeemed(given: OfRedeemed) -> Facts:
     return {"id": answer.id, "redeemed": answer.redeemed}
 
 
+def _grants(given: OfGrants) -> Facts:
+    taken, late = sort_out(given.leases, given.known, given.lease_number)
+    return {"take": [one.id for one in taken], "give_back": [one.id for one in late]}
+
+
 # ---- what a client sends ------------------------------------------------------------------------------------------
 
 
@@ -190,7 +198,7 @@ def _sync(given: OfSync) -> Facts:
         raise Untrusted("the events are not those that line 1 names", code="WRONG_DIGEST")
     if head.events.count > BATCH_EVENTS_MAX:
         raise Untrusted(f"a batch has at most {BATCH_EVENTS_MAX} events", code="TOO_LARGE")
-    events = split_events(unpack(packed, SYNC_UNPACKED_BYTES_MAX)) if packed else []
+    events = split_events(unpack(packed, SYNC_UNPACKED_BYTES_MAX, SYNC_WINDOW_BYTES_MAX)) if packed else []
     bounds_hold = head.after.seq + len(events) == head.through.seq <= head.head.seq
     if len(events) != head.events.count or not bounds_hold:
         raise Untrusted("the number of events does not fit after, through and head", code="MALFORMED")
@@ -282,6 +290,7 @@ _JUDGES: Final[dict[type[Any], Callable[[Any], Facts]]] = {
     OfAnswer: _answer,
     OfEnrolled: _enrolled,
     OfRedeemed: _redeemed,
+    OfGrants: _grants,
     OfSync: _sync,
     OfEnvelope: _envelope,
     OfToken: _token,

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from tallystick_client.granting import KnownLease
 from tallystick_client.timekeeping import Mark
 from tallystick_client.trust import Floor
 from tallystick_shared.bundle import Manifest, Root
@@ -109,6 +110,14 @@ class OfRedeemed(Check, tag="redeemed", frozen=True):
     device: str
     request_sha256: str
     now: datetime
+
+
+class OfGrants(Check, tag="grants", frozen=True):
+    """The leases of an accepted answer."""
+
+    leases: list[Lease]
+    known: list[KnownLease]
+    lease_number: int
 
 
 class OfSync(Check, tag="sync", frozen=True):

@@ -31,10 +31,10 @@ from tallystick_client.actions import (
     Start,
     Tick,
 )
-from tallystick_client.attempts import close_attempt, fingerprint_of, pending_id
+from tallystick_client.attempts import close_attempt, fingerprint_of, is_voided, pending_id
 from tallystick_client.directory import Config, Directory
 from tallystick_client.enrolment import Enrolment
-from tallystick_client.errors import InvalidInput, StorageError
+from tallystick_client.errors import CallerError, InvalidInput, StorageError
 from tallystick_client.journal import FILE_NAME, Journal, State, Writing, mark_columns, new_id
 from tallystick_client.machine import Machine
 from tallystick_client.online import OnlineRedemption
@@ -174,6 +174,12 @@ class Keeper:
             if kept.receipt is not None and kept.receipt.redeemed:
                 return kept
         with self.journal.write() as writing:
+            if answer.redeemed and is_voided(writing, answer.id):
+                # its unit is on its way back to the pool, so nothing may go out for it
+                raise CallerError(
+                    f"the redemption {answer.id} was voided on this till while the server answered: redeem anew",
+                    code="VOIDED",
+                )
             first = close_attempt(writing, answer.id, "redeemed" if answer.redeemed else "refused", encode(answer))
             bundle = self.terminal.bundle(writing)
             if first and answer.redeemed and bundle is not None:

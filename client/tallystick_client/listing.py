@@ -17,8 +17,8 @@ class Entry(msgspec.Struct, frozen=True):
     `id` of a `redeem` is what `tallystick void` takes, `voided` whether that was done; `ref` of a `void` is that id.
     `amount_minor`: what the vouchers gave, below 0 where a void gave it back to them, null for closes and clocks;
     `currency` and `codes` (of a void, those of its redemption) are null and empty where that body is erased; `erased`:
-    this event's own is. `ref_seq`: the event that a void is of, null where it is not kept. `state`: waiting, acknowledged, or durable (in
-    any backup that the server may be restored from). `outcome` is null while it waits.
+    this event's own is. `ref_seq`: the event that a void is of, null where it is not kept. `state`: waiting,
+    acknowledged, or durable (in any backup that the server may be restored from). `outcome` is null while it waits.
     """
 
     seq: int

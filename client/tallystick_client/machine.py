@@ -292,7 +292,7 @@ class Machine:
     # -- answers, and their absence
 
     def _answered(self, answer: Answer, tick: Tick) -> tuple[Phase, Action]:
-        if answer.status == 200:
+        if answer.status in (200, 201):
             self._reauthenticated = False
             return self._succeeded(answer, tick)
         if answer.status == 429 or answer.status >= 500:
@@ -340,9 +340,10 @@ class Machine:
 
     def _fail(self, message: str, code: str, answer: Answer | None, tick: Tick) -> tuple[Phase, Action]:
         failures = self._reading.failures + 1
-        wait_s = tick.jitter * min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2 ** min(failures, 20))
         asked_s = retry_after_s(answer, tick.at)
-        next_attempt_at = tick.at + timedelta(seconds=max(wait_s, asked_s))
+        # the lot is drawn after the cap, and after the time that the server named: it named the same one to everybody
+        cap_s = max(min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2 ** min(failures, 20)), SPREAD_S if asked_s else 0)
+        next_attempt_at = tick.at + timedelta(seconds=asked_s + tick.jitter * cap_s)
         not_before_at = tick.at + timedelta(seconds=asked_s) if asked_s else None
         halve = self.phase is Phase.SYNCING and failures % HALVE_AFTER == 0 and len(self._reading.events) > 1
         self._error = TryLater(message, next_attempt_at=next_attempt_at, code=code)

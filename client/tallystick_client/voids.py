@@ -41,7 +41,7 @@ def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = 
     3. what the customer gets back, and what each voucher gets back
     4. the event, and what this till remembers of it
 
-    Raises `CallerError` (`UNKNOWN_REDEMPTION`, `ALREADY_VOIDED`), `InvalidInput`, `StorageError`.
+    Raises `CallerError` (`UNKNOWN_REDEMPTION`, `ALREADY_VOIDED`, `ERASED`), `InvalidInput`, `StorageError`.
     """
     as_id(redemption_id)
     with terminal.journal.write() as writing:
@@ -94,6 +94,7 @@ def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = 
 
 def _find(terminal: Terminal, view: Writing, redemption_id: str) -> _Redemption:
     row = view.run("SELECT envelope, body FROM events WHERE id = ? AND type = 'redeem'", (redemption_id,)).fetchone()
+    erased = row is not None and not row[1]
     if row is not None:
         envelope = read_envelope(row[0])
         if row[1]:
@@ -108,6 +109,10 @@ def _find(terminal: Terminal, view: Writing, redemption_id: str) -> _Redemption:
         return _redeemed_online(terminal, view, redemption_id, row[1], row[2])
     if row is not None:
         return _without_answer(redemption_id, row[1])
+    if erased:
+        raise CallerError(
+            f"the order of {redemption_id} was erased from this till, which cannot void it", code="ERASED"
+        )
     raise CallerError(
         f"this till does not know the redemption {redemption_id}: only the till that redeemed it can void it",
         code="UNKNOWN_REDEMPTION",

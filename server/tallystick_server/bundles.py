@@ -56,8 +56,9 @@ def _is_good(server: Server, row: Row[Any], now: datetime) -> bool:
     kid, payload = peek(row.manifest, Typ.MANIFEST)
     if kid != server.keys.bundle.kid or _SIGNED.decode(payload).server_epoch != row.server_epoch:
         return False
-    age = now - row.manifest_signed_at
-    return bool(timedelta(0) <= age < timedelta(seconds=server.settings.manifest_ttl_s / 2))
+    # another request, or another process, may have read its clock a moment later and signed first
+    age, ahead = now - row.manifest_signed_at, timedelta(seconds=server.settings.clock_ahead_s)
+    return bool(-ahead <= age < timedelta(seconds=server.settings.manifest_ttl_s / 2))
 
 
 async def _make(server: Server, transaction: Transaction, scope: str, now: datetime) -> bytes:

@@ -44,4 +44,4 @@ def _show(one: journals.Imported) -> None:
     elif one.refused:
         err.print(f"{one.file}: {one.refused}", style="red")
     elif one.final:
-        err.print(f"{one.name} was retired with this file: it has closed its leases, and sells no more")
+        err.print(f"{one.name} was retired with this file: it has closed its leases, sells no more, and is revoked")

@@ -227,7 +227,7 @@ async def _lines(transaction: Transaction, row: Row[Any], changed: Collection[st
 
 async def _snapshot(transaction: Transaction, row: Row[Any], now: datetime) -> BlobRef:
     """The blob that holds every voucher of the scope as it now is."""
-    found: Iterable[Any] = await transaction.execute(_active(row.name).order_by(vouchers.c.id))
+    found: Iterable[Any] = await transaction.execute(_active(row.name).order_by(scope_vouchers.c.voucher_id))
     lines = [_put(row.code_salt, line) for line in found]
     sha256, size = await blobs.store(transaction, lines, now)
     return BlobRef(row.version, sha256, size, len(lines))

@@ -15,6 +15,8 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import select
 
+from tallystick_server import devices as devices_of
+from tallystick_server.database import Transaction
 from tallystick_server.operations import opened
 from tallystick_server.server import Server
 from tallystick_server.settings import Settings
@@ -23,7 +25,7 @@ from tallystick_server.tables import events
 from tallystick_shared.errors import CallerError, Untrusted
 from tallystick_shared.journal_file import LINE_BYTES_MAX, FileHeader, read_batch, read_header
 from tallystick_shared.signing import Typ, peek
-from tallystick_shared.wire import SyncAnswer, SyncHead
+from tallystick_shared.wire import DeviceState, SyncAnswer, SyncHead
 
 _HEAD = msgspec.json.Decoder(SyncHead)
 _ANSWER = msgspec.json.Decoder(SyncAnswer)
@@ -35,7 +37,7 @@ class Imported:
 
     `refused`: why the batch `refused_batch` and those after it were not taken, in one sentence; else empty. Those
     before it were. `refused_batch` 0 is the file as such. `final`: the till says, signed, that
-    it is retired.
+    it is retired; once all of the file is taken it is revoked, and may still bring voids that it makes later.
     """
 
     file: Path
@@ -79,7 +81,16 @@ async def _import(server: Server, file: Path) -> Imported:
             raise Untrusted("the file ends before it", code="DAMAGED_FILE")
     except (Untrusted, CallerError) as error:
         done.refused, done.refused_batch = f"{error} ({error.code})", number
+    if done.final and not done.refused:
+        await server.database.write(lambda transaction: _revoke(transaction, done.device, server.clock()))
     return done
+
+
+async def _revoke(transaction: Transaction, device_id: str, now: datetime) -> None:
+    """A retired device sells no more, so it is none of those among which units are shared out."""
+    device = await devices_of.find(transaction, device_id, lock=True)
+    if device.state not in (DeviceState.REVOKED, DeviceState.LOST):
+        await devices_of.change_state(transaction, device_id, DeviceState.REVOKED, now=now)
 
 
 async def _take(server: Server, header: FileHeader, done: Imported, body: bytes) -> None:

@@ -21,6 +21,7 @@ import pytest
 from tallystick_client import AsyncTill, BackgroundSync, CallerError, StorageError, Till, TryLater, configure, syncing
 from tallystick_client.journal import Journal
 from tallystick_client.keeper import Keeper
+from tallystick_client.machine import SPREAD_S
 from tests.client.conftest import TEN, Shop, arrived, order
 from tests.client.fake_clock import FakeClock
 from tests.client.fake_server import FakeServer, Reply, loses_the_request, passes, says
@@ -135,6 +136,7 @@ def test_it_keeps_the_journals_appointment(shop: Shop, till: Till, slept: queue.
     shop.clock.run(hours=1)
     assert isinstance(error := heard.error(), TryLater)
     assert error.next_attempt_at == till.status().next_sync_at
+    assert 600 <= (error.next_attempt_at - shop.clock.now()).total_seconds() <= 600 + SPREAD_S
     till.stop_syncing()
     shop.clock.run(seconds=590)
     till.start_syncing(on_report=heard)
@@ -142,7 +144,7 @@ def test_it_keeps_the_journals_appointment(shop: Shop, till: Till, slept: queue.
     shop.clock.run(seconds=9)
     assert heard.nothing_more()
     assert len(shop.server.requests) == requests
-    shop.clock.run(seconds=1)
+    shop.clock.run(seconds=1 + SPREAD_S)
     assert isinstance(heard.error(), TryLater)
     for _ in range(slept.qsize() + 10):
         slept.get(timeout=WAIT_S)  # it looks, and it is not time

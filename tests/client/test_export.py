@@ -15,7 +15,7 @@ import pytest
 
 from tallystick_client import CallerError, LineError, NotNow, StorageError, Till
 from tallystick_client.exporting import Exported, Restored, export
-from tallystick_client.forgetting import forget
+from tallystick_client.forgetting import Forgotten, forget
 from tallystick_client.journal import FILE_NAME
 from tallystick_client.listing import entries
 from tallystick_shared.journal import EventType
@@ -212,11 +212,11 @@ def test_the_list_says_what_became_of_each_event(till: Till, shop: Shop) -> None
         (1, "redeem", 135, ["TEN"], "applied", True),
         (2, "redeem", 300, ["ONCE"], "flagged", False),
         (3, "redeem", 300, ["ONCE"], "applied", False),
-        (4, "void", -135, [], "applied", False),
+        (4, "void", -135, ["TEN"], "applied", False),
         (5, "redeem", 135, ["TEN"], None, False),
     ]
     assert [one.state for one in found] == ["durable"] * 4 + ["waiting"]
-    assert (found[1].reasons, found[3].ref, found[0].currency) == (["LATE"], first, "EUR")
+    assert (found[1].reasons, found[3].ref, found[3].ref_seq, found[3].currency) == (["LATE"], first, 1, "EUR")
     assert waiting == found[4:]
     assert newest == found[3:]
 
@@ -291,12 +291,19 @@ def test_a_customer_is_forgotten_and_nothing_else_changes(till: Till, shop: Shop
     assert till._keeper.journal.state().waiting == 0
     assert till.sync().state == "active"
     assert forget(till._keeper.journal, "customer-to-forget").bodies == 0
-    with pytest.raises(CallerError):
+    with pytest.raises(CallerError, match="was voided before"):
         till.void(mine.id)
+    kept = sell(till, 1)[0]
+    till.sync()
+    forget(till._keeper.journal, "anna")
+    with pytest.raises(CallerError, match="was erased from this till"):
+        till.void(kept)
 
 
 def test_what_waits_is_sent_before_it_is_forgotten(till: Till, shop: Shop) -> None:
     """The server has to see the order first; the command says so, and does the rest once it was sent."""
+    assert forget(till._keeper.journal, "anna") == Forgotten(1, 0, 2)
+    assert [len(body) > 0 for (body,) in rows(shop, "SELECT body FROM events ORDER BY seq")] == [False, True, True]
     refused = run(shop, "forget", "anna")
     assert refused.returncode == 1
     assert "2 wait for the server" in refused.stdout

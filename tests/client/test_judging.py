@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sqlite3
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,11 +15,15 @@ import msgspec
 import pytest
 import zstandard
 
-from tallystick_client.errors import InvalidInput
+from tallystick_client import exchange, requests
+from tallystick_client.errors import InvalidInput, Untrusted
+from tallystick_client.journal import Writing
 from tallystick_client.judging import CHECKS, judge
+from tallystick_client.timekeeping import read_clock
 from tallystick_shared.bundle import Root
+from tallystick_shared.journal import Position
 from tallystick_shared.signing import open_general, sha256_hex
-from tests.client.conftest import ONCE, TEN
+from tests.client.conftest import ONCE, TEN, Shop, order, sell
 from tests.client.fake_clock import FakeClock
 from tests.client.fake_server import FakeServer
 from tests.client.test_cli import COMMAND, run
@@ -125,8 +130,23 @@ def test_a_missing_blob_is_no_verdict() -> None:
         judged(given)
 
 
-def test_what_a_till_takes_and_sends_is_accepted(server: FakeServer, clock: FakeClock) -> None:
-    """The root and the manifest of the tests' server, which tills of other tests sell from; after its day it is over."""
+def test_what_a_till_sends_is_accepted(shop: Shop) -> None:
+    """The sync of a real till with three redemptions in its journal, as the bytes it would send."""
+    shop.server.publish(TEN, ONCE)
+    till = shop.enroll()
+    sell(till, 3)
+    keeper = till._keeper
+    with keeper.journal.read() as view:
+        reading = exchange.reading(view)
+    clock = read_clock(shop.clock)
+    body = requests.sync_body(keeper.config.device, keeper.key, reading, clock, "0123456789abcdef")
+    told = judged({"check": "sync", "message": _b64(body), "key": keeper.key.jwk()})
+    assert told["accept"]["events"] == reading.head.seq - reading.after.seq >= 3
+    assert judged({"check": "sync", "message": _b64(body[:-1]), "key": keeper.key.jwk()}) == {"refuse": "WRONG_DIGEST"}
+
+
+def test_what_a_till_takes_is_accepted(server: FakeServer, clock: FakeClock) -> None:
+    """The root and the manifest of the server that tills of other tests sell from; after its days it is over."""
     server.publish(TEN, ONCE)
     root = json.loads(msgspec.json.encode(msgspec.json.decode(open_general(server.roots[0]), type=Root)))
     now = f"{clock.now():%Y-%m-%dT%H:%M:%SZ}"
@@ -160,3 +180,49 @@ def test_every_check_has_its_file() -> None:
     for name, file in FILES.items():
         assert file["call"] == name
         assert {one["input"]["check"] for one in file["vectors"]} == {name}
+
+
+def test_the_journals_own_check_agrees(shop: Shop) -> None:
+    """Of every answer that comes so far, `exchange` says of its places what the judge says."""
+    state = shop.enroll(sync=False)._keeper.journal.state()
+    said = []
+    for one in FILES["answer"]["vectors"]:
+        if one["rule"] != "31" or one["id"] in ("answer-above-the-head", "answer-durable-above-acknowledged"):
+            continue
+        held = one["input"]["journal"]
+        connection = sqlite3.connect(":memory:")
+        connection.execute("CREATE TABLE events (seq INTEGER, hash TEXT)")
+        later = list(enumerate(held["hashes"], held["base"]))[1:]
+        connection.executemany("INSERT INTO events VALUES (?, ?)", later)
+        view = Writing(connection, msgspec.structs.replace(state, base_seq=held["base"], base_hash=held["hashes"][0]))
+        payload = json.loads(base64.urlsafe_b64decode(base64.b64decode(one["input"]["message"]).split(b".")[1] + b"=="))
+        refused = None
+        try:
+            for name in ("acknowledged", "durable"):
+                exchange._demand_ours(view, Position(**payload[name]))
+        except Untrusted as error:
+            refused = error.code
+        connection.close()
+        if one["id"] != "answer-forgets":  # that is asked by `accept`, of what was acknowledged before
+            assert refused == one["output"].get("refuse"), one["id"]
+            said.append(refused)
+    assert len(said) >= 8
+    assert {*said} == {None, "NOT_OUR_JOURNAL"}
+
+
+@pytest.mark.parametrize("mistake", ["two leases for one voucher", "one number twice"])
+def test_a_mistake_of_the_server_stops_no_sync(shop: Shop, mistake: str) -> None:
+    """What no journal could hold is left alone; the first lease is taken and used, and later syncs go on."""
+    shop.server.publish(TEN, ONCE)
+    till = shop.enroll()
+    first = shop.server.grant(shop.server.device, "ONCE", units=2)
+    if mistake == "one number twice":
+        other = msgspec.structs.replace(first, id="01978000-0000-7000-8000-00000000ffff")
+        shop.server.device.leases[other.id] = other
+        shop.server.device.fresh.append(other)
+    else:
+        shop.server.grant(shop.server.device, "ONCE", units=2)
+    assert till.sync().leases_granted == 1
+    assert [lease.units for lease in till.status().leases] == [2]
+    assert till.redeem(order(), ["ONCE"]).redeemed
+    assert till.sync().acknowledged == 1

@@ -329,3 +329,21 @@ def test_what_the_server_leased_to_this_till_is_redeemed_from_the_lease(till: Ti
     assert (refused.redeemed, refused.result.refused[0].reason) == (False, Reason.LIMIT_REACHED)
     till.sync()
     assert arrived(shop) == [receipt.id]
+
+
+def test_a_sale_voided_while_the_server_answers_is_not_given(till: Till, shop: Shop) -> None:
+    """The void gives the unit back, so the answer that comes after it must not hand out goods for it (found by the
+    search of the lease protocol)."""
+
+    def voids_meanwhile(_path: str, answer: Callable[[], Reply]) -> Reply:
+        reply = answer()
+        ((name,),) = rows(shop, "SELECT id FROM attempts")
+        shop.open().void(name)
+        return reply
+
+    shop.server.script = [voids_meanwhile]
+    with pytest.raises(CallerError) as caught:
+        till.redeem_online(order(), ["ONLINE"])
+    assert caught.value.code == "VOIDED"
+    assert till.redeem_online(order(), ["ONLINE"]).redeemed
+    assert len(shop.server.redemptions) == 2

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.loopback import ServerProcess, server_command, till_command
+from tests.contract.chain import Chain
 
 CURRENCY = {"TALLYSTICK_DEFAULT_CURRENCY": "USD"}
 
@@ -63,3 +64,10 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     shop.key = next(word for word in printed.stdout.split() if len(word) > 40)
     with shop.server:
         yield shop
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Iterator[Chain]:
+    chain = Chain(tmp_path)
+    yield chain
+    chain.close()

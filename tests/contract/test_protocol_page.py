@@ -16,7 +16,6 @@ import hashlib
 import json
 import re
 import sys
-import textwrap
 import types
 import typing
 from pathlib import Path
@@ -25,11 +24,22 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from tallystick_client import judging_inputs, machine, timekeeping, trust
-from tallystick_server import problems
+from tallystick_client import (
+    enrolment,
+    exchange,
+    granting,
+    judging,
+    judging_inputs,
+    machine,
+    online,
+    timekeeping,
+    trust,
+)
+from tallystick_server import devices, enrolling_again, problems
 from tallystick_server.routes import HANDLERS
-from tallystick_shared import bundle, journal, journal_file, signing, wire
+from tallystick_shared import bundle, engine, journal, journal_file, signing, wire
 from tallystick_shared.journal import Count, Digest, Id, Instant, Seq
+from tallystick_shared.model import order_json, parse_order, parse_voucher
 from tallystick_shared.signing import sha256_hex
 from tests.vectors import protocol_answers, protocol_sends
 from tests.vectors import protocol_parts as parts
@@ -40,17 +50,24 @@ NAMED = {
     "Salt": bundle.Salt, "Name": wire.Name, "Nonce": wire.Nonce,
 }  # fmt: skip
 """Types that the page explains once."""
-MODULES = (wire, bundle, journal, journal_file, judging_inputs, timekeeping, trust)
+MODULES = (wire, bundle, journal, journal_file, judging_inputs, granting, timekeeping, trust)
 LIMITS = {
     name: getattr(module, name)
     for module, names in (
         (signing, "ROOT_BYTES_MAX COMPACT_BYTES_MAX"),
         (bundle, "MANIFEST_BYTES_MAX DELTAS_MAX BLOB_BYTES_MAX BLOB_UNPACKED_BYTES_MAX"),
         (journal, "EVENT_BYTES_MAX BATCH_EVENTS_MAX BATCH_BYTES_MAX"),
-        (machine, "BACKOFF_BASE_S BACKOFF_MAX_S SPREAD_S HALVE_AFTER"),
+        (judging, "SYNC_UNPACKED_BYTES_MAX SYNC_WINDOW_BYTES_MAX"),
+        (devices, "REQUEST_BYTES_MAX"),
+        (machine, "ROUNDS_MAX BACKOFF_BASE_S BACKOFF_MAX_S SPREAD_S HALVE_AFTER"),
         (timekeeping, "BEHIND_S STEP_S_MIN"),
     )
     for name in names.split()
+} | {
+    "AGAIN_BYTES_MAX": enrolling_again.BODY_BYTES_MAX,
+    "ENROLLED_BYTES_MAX": enrolment._ANSWER_BYTES_MAX,
+    "REDEEMED_BYTES_MAX": online.ANSWER_BYTES_MAX,
+    "RETENTION_S": int(exchange.RETENTION.total_seconds()),
 }
 WIDTH = 110
 
@@ -116,7 +133,8 @@ def fields_of(struct: Any) -> dict[str, tuple[str, str]]:
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, WIDTH, break_on_hyphens=False))
+    """Cut every `WIDTH` characters: without the cuts they are the bytes."""
+    return "\n".join(text[at : at + WIDTH] for at in range(0, len(text), WIDTH))
 
 
 def _bytes(raw: bytes) -> str:
@@ -190,6 +208,27 @@ def example_leases_digest() -> str:
     assert digest == protocol_sends.digest_of(leases)
     rows = [f"{one['id']} {one['number']} {one['units']} {one['minor']}" for one in leases]
     return "\n".join([*rows, f"\nSHA-256    {digest}"])
+
+
+def example_redemption() -> str:
+    """As `terminal` writes one."""
+    order = {
+        "id": "7", "currency": "EUR",
+        "lines": [{"id": "1", "product_id": "kettle", "quantity": 2, "unit_price_minor": 1250}],
+    }  # fmt: skip
+    raw = parts.VOUCHERS[1]
+    voucher = engine.compile_voucher(parse_voucher(raw, default_currency="EUR"))
+    parsed = parse_order(order)
+    result = engine.evaluate(parsed, [voucher], ["Ten"], at=parts.NOW)
+    written = journal.encode(
+        journal.RedeemBody(
+            msgspec.Raw(order_json(parsed)), ["Ten"], msgspec.Raw(engine.result_json(engine.brief(result))), f"{1:032x}"
+        )
+    )
+    use = journal.Use(parts.voucher_id(1), sha256_hex(raw), None, 1, result.applied[0].discount_minor)
+    uses = msgspec.json.encode([use]).decode()
+    rows = ["body", _wrapped(written.decode()), f"body_sha256 {sha256_hex(written)}", "", "uses", _wrapped(uses)]
+    return "\n".join(rows)
 
 
 def example_chain() -> str:

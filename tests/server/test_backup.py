@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from tallystick_server import backups
+from tallystick_server.database import Database
 from tallystick_server.settings import Settings
 from tallystick_server.tables import SCHEMA_REVISION
 from tallystick_shared.errors import CallerError
@@ -92,7 +93,7 @@ def test_durable_never_goes_back(shop: Shop, device: TinyDevice) -> None:
     assert now[0][0] == 4
 
     async def late() -> None:
-        database = backups.Database(shop.settings)
+        database = Database(shop.settings)
         await database.write(lambda transaction: backups._call_durable(transaction, backup=first, now=shop.clock()))
         await database.close()
 

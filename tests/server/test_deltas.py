@@ -16,10 +16,10 @@ import httpx2
 import msgspec
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 
 from tallystick_server import blobs, bundles, deltas, tables, vouchers
 from tallystick_server.deltas import KEPT_MAX, Delta, merge_from
@@ -166,12 +166,14 @@ async def play(scope: Scope, story: list[tuple[str, int]]) -> None:
                 if version >= first:
                     assert await scope.applied(state, past(manifest, version)) == now
             held[manifest.version] = now
-        elif value < len(scope.ids) and scope.ids[value] in await scope.stored():
-            await (scope.revise(value, 1 + number) if step == "revise" else scope.deactivate(value))
+        elif left := sorted(await scope.stored()):
+            index = scope.ids.index(left[value % len(left)])
+            await (scope.revise(index, 1 + number) if step == "revise" else scope.deactivate(index))
 
 
 @pytest.mark.usefixtures("small_deltas")
 @given(story=STORY)
+@example(story=[("publish", 8), ("manifest", 0), ("deactivate", 0), ("revise", 3), ("manifest", 0), ("publish", 1)])
 @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_version_that_deltas_are_named_for_leads_to_the_newest(
     made: Settings, story: list[tuple[str, int]]
@@ -311,24 +313,36 @@ def test_another_bundle_key_signs_anew(made: Settings, clock: FakeClock) -> None
     asyncio.run(run())
 
 
+async def new_epoch(scope: Scope, number: int) -> Manifest:
+    async with scope.server.database.engine.begin() as connection:
+        await connection.execute(update(tables.server).values(server_epoch=number))
+    manifest = await scope.manifest()
+    assert (manifest.server_epoch, manifest.deltas) == (number, [])
+    assert manifest.snapshot.version == manifest.version
+    assert await scope.applied({}, [manifest.snapshot]) == await scope.stored()
+    return manifest
+
+
+@pytest.mark.usefixtures("small_deltas")
 def test_no_delta_leads_from_one_server_epoch_to_the_next(made: Settings, clock: FakeClock) -> None:
     """In a new epoch the manifest is signed anew, over a snapshot of its version and no deltas; then they begin."""
 
     async def run() -> None:
         async with scope_of(made, clock) as scope:
-            await scope.publish(2)
+            await scope.publish(80)
             await scope.manifest()
-            await scope.publish(1)
-            assert len((await scope.manifest()).deltas) == 1
-            async with scope.server.database.engine.begin() as connection:
-                await connection.execute(update(tables.server).values(server_epoch=2))
-            manifest = await scope.manifest()
-            assert (manifest.server_epoch, manifest.deltas) == (2, [])
-            assert manifest.snapshot.version == manifest.version
-            assert await scope.applied({}, [manifest.snapshot]) == await scope.stored()
+            await scope.revise(0, 500)
+            before = await scope.manifest()
+            assert (len(before.deltas), before.snapshot.version) == (1, before.version - 1)
+            first = await new_epoch(scope, 2)
             await scope.publish(1)
             later = await scope.manifest()
-            assert [one.from_version for one in later.deltas] == [manifest.version]
+            assert [one.from_version for one in later.deltas] == [first.version]
+            while later.snapshot.version != later.version:
+                await scope.revise(later.version % 80, 500 + later.version)
+                later = await scope.manifest()
+            assert later.deltas, "of a snapshot of this very version, and deltas for devices with an older one"
+            assert (await new_epoch(scope, 3)).snapshot == later.snapshot
 
     asyncio.run(run())
 
@@ -377,9 +391,7 @@ def test_what_no_manifest_ever_named_goes_too(made: Settings, clock: FakeClock) 
 
     async def run() -> None:
         async with scope_of(made, clock) as scope:
-            row = {"sha256": "a" * 64, "data": b"", "created_at": clock(), "kept_until": clock()}
-            async with scope.server.database.engine.begin() as connection:
-                await connection.execute(insert(tables.blobs), row)
+            await scope.server.database.write(lambda t: blobs.store(t, [b"nobody names this"], clock()))
             assert await scope.count(tables.blobs) == 1
             manifest = await scope.manifest()
             assert await scope.count(tables.blobs) == 1

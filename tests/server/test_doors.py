@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.server.conftest import Shop
 
 OPEN = {"/v1/roots/{version}", "/v1/blobs/{sha256}", "/health/live"}
-VALUES = {"version": "1", "sha256": digest("x"), "scope_name": "main", "flag_id": "1"}
+VALUES = {"version": "1", "lease_id": NONE, "sha256": digest("x"), "scope_name": "main", "flag_id": "1"}
 
 
 def routes(app: Litestar) -> list[tuple[str, str]]:

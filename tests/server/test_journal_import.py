@@ -234,4 +234,8 @@ def test_the_command_says_what_it_did(shop: Shop, device: TinyDevice) -> None:
     assert f"{good}: device {device.id}, 9 events stored (9 applied), 0 known" in done.stdout
     assert f"{bad}: batch 1 of 1 and those after it: it is cut short (DAMAGED_FILE)" in done.stderr
     assert "was retired" in done.stderr
+    assert shop.rows("SELECT state FROM devices") == [{"state": "revoked"}]
+    assert subprocess.run(command, capture_output=True, timeout=60, env=environment).returncode == 2
+    (told,) = shop.rows("SELECT who, object FROM audit WHERE action = 'device.revoked'")
+    assert told["object"] == device.id
     assert "Traceback" not in done.stderr

@@ -61,6 +61,8 @@ def in_files(shop: Shop, text: str) -> bool:
 def a_day(shop: Shop) -> TinyDevice:
     """Sales of two customers, one of them voided, one flagged, one fork, and one online."""
     shop.publish(voucher("ONCE", total=10), voucher("OPEN"), voucher("EACH", per_customer=1))
+    vip = {"field": "customer.segments", "op": "contains", "value": "vip"}
+    shop.publish(voucher("VIP", when=vip))
     device = shop.device()
     voided = device.redeem(HERS, "open")
     device.redeem(SOMEONES, "each")
@@ -68,7 +70,7 @@ def a_day(shop: Shop) -> TinyDevice:
     device.redeem(HERS, "each", at=shop.clock() + timedelta(days=3))
     device.void(voided, "open", minor=100)
     device.sync()
-    assert shop.online(new_id(), "OPEN", order=HERS).json()["redeemed"]
+    assert shop.online(new_id(), "OPEN", "VIP", order=HERS).json()["redeemed"]
     return device
 
 

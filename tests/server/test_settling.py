@@ -25,7 +25,7 @@ def only(device: TinyDevice) -> EventOutcome | None:
 
 def reasons(device: TinyDevice) -> list[Flag]:
     found = only(device)
-    return [] if found is None else found.reasons
+    return [] if found is None else [Flag(one) for one in found.reasons]
 
 
 # 1. identifier
@@ -377,7 +377,7 @@ def test_a_forked_devices_close_returns_nothing(shop: Shop) -> None:
     device.close(lease)
     found = only(device)
     assert found is not None
-    assert found.outcome is Outcome.DUPLICATE
+    assert found.outcome == Outcome.DUPLICATE
     assert shop.pool("tea")["held"] == 5
 
 

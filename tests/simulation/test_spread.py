@@ -43,6 +43,13 @@ def test_a_server_that_is_too_small_is_not_overrun_again(met: dict[float, Met]) 
     assert small.done_s() is not None, "every till gets through in the end"
 
 
+def test_an_announced_outage_does_not_bring_them_together() -> None:
+    """503 with one moment for everybody: they come spread out after it (without a lot of their own, all at once)."""
+    announced = meet(real(TILLS, 1, failed=1.0), TILLS, announced=True)
+    assert announced.peak <= PEAK_MAX
+    assert announced.done_s() is not None
+
+
 def test_no_till_waits_longer_than_the_spread_or_its_backoff(met: dict[float, Met]) -> None:
     """The price of the spread: a minute for those that never failed, five for those that did."""
     first, failed = met[0.0].done_s(), met[1.0].done_s()

@@ -15,10 +15,11 @@ from pathlib import Path
 from tallystick_client.judging import judge
 from tests.vectors import protocol_sends as sends
 from tests.vectors.fill import Disagreement, compact, pretty
-from tests.vectors.protocol_answers import answers, enrolments, redemptions
+from tests.vectors.protocol_answers import answers, enrolments, grants, redemptions
 from tests.vectors.protocol_bundles import bundles
+from tests.vectors.protocol_manifests import manifests
 from tests.vectors.protocol_parts import Case, Doc
-from tests.vectors.protocol_roots import first_roots, manifests, next_roots
+from tests.vectors.protocol_roots import first_roots, next_roots
 
 PROTOCOL = Path(__file__).parent / "protocol"
 MAKERS: dict[str, Callable[[], Iterator[Case]]] = {
@@ -29,6 +30,7 @@ MAKERS: dict[str, Callable[[], Iterator[Case]]] = {
     "answer": answers,
     "enrolled": enrolments,
     "redeemed": redemptions,
+    "grants": grants,
     "sync": sends.syncs,
     "envelope": sends.envelopes,
     "token": sends.tokens,

@@ -164,11 +164,11 @@ def answers() -> Iterator[Case]:
         ("negative-mark", "The ledger mark is -1.", "ledger_mark", -1),
     ):
         yield case(id_, shows, "27", sign(with_part(answer(), path, value)))
-    for id_, shows, rule, document, how in (
+    refused: list[tuple[str, str, str, Doc, Doc]] = [
         ("other-device", "It is to another device.", "28", answer(device=OTHER), {}),
         ("other-request", "It answers another request.", "28", answer(request_sha256="a2" * 32), {}),
         ("old-epoch", "Its epoch is over, however high its mark.", "29", answer(server_epoch=1, ledger_mark=99), {}),
-("epoch-0", "Of no epoch at all.", "29", answer(server_epoch=0), {}),
+        ("epoch-0", "Of no epoch at all.", "29", answer(server_epoch=0), {}),
         ("lower-mark", "A lower mark in the same epoch: a restore that was not declared.", "30",
          answer(ledger_mark=39), {}),
         ("above-the-head", "It acknowledges event 4 of 3.", "31", answer(acknowledged={"seq": 4, "hash": ZEROS}), {}),
@@ -183,7 +183,8 @@ def answers() -> Iterator[Case]:
          answer(durable=position(1)), {"journal": purged}),
         ("forgets", "It forgets what it acknowledged, in the same epoch.", "31",
          answer(acknowledged=position(2)), {"journal": whole}),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for id_, shows, rule, document, how in refused:
         yield case(id_, shows, rule, sign(document), **how)
 
 
@@ -266,3 +267,37 @@ def redemptions() -> Iterator[Case]:
     yield case("to-an-operator", "It is to no device.", "28", signed({"device": None, "request_sha256": None}))
     yield case("other-request", "It answers another request.", "28", signed({"request_sha256": "a2" * 32}))
     yield case("root-expired", "The root has expired.", "9", signed({}), held=root(expires_at=time(0)))
+
+
+# ---- the leases of an answer
+
+
+def grants() -> Iterator[Case]:
+    def known(number: int, voucher: int = 2, *, closed: bool = False) -> Doc:
+        return {"id": lease(number)["id"], "number": number, "voucher_id": voucher_id(voucher), "closed": closed}
+
+    def of(number: int, voucher: int = 2, **changed: Any) -> Doc:
+        return lease(number, voucher_id=voucher_id(voucher), **changed)
+
+    def case(id_: str, shows: str, leases: list[Doc], held: list[Doc], highest: int) -> Case:
+        given = {"check": "grants", "leases": leases, "known": held, "lease_number": highest}
+        return Case(f"grants-{id_}", shows, "L1", given)
+
+    yield case("first", "The first lease is taken.", [of(1)], [], 0)
+    yield case("known", "One that is known is left alone.", [of(1)], [known(1)], 1)
+    yield case("known-and-new", "Of all that the server holds, only the new one is taken.", [of(1), of(2, 3)],
+               [known(1)], 1)  # fmt: skip
+    yield case("after-a-close", "Once its close is acknowledged the voucher's next lease is taken.", [of(2)],
+               [known(1, closed=True)], 1)  # fmt: skip
+    yield case("while-closing", "Until then it waits for a later answer.", [of(2)], [known(1)], 1)
+    yield case("came-too-late", "A number at or below the highest ever taken is given back.", [of(3, 3)],
+               [known(5, closed=True)], 5)  # fmt: skip
+    yield case("highest", "So is the highest itself, under a new id.", [of(5, 3, id=OTHER)], [], 5)
+    yield case("too-late-while-open", "Also for a voucher that has an open lease.", [of(3)], [known(5)], 5)
+    yield case("after-a-purge", "The highest number survives the leases themselves.", [of(4), of(6, 3)], [], 5)
+    yield case("order", "They are taken in the order of their numbers.", [of(3, 3), of(1, 1), of(2, 2)], [], 0)
+    yield case("two-of-a-voucher", "Of two for one voucher the lower number is taken, the other waits.",
+               [of(2), of(1)], [], 0)  # fmt: skip
+    yield case("same-id-twice", "One that is listed twice is taken once.", [of(1), of(1)], [], 0)
+    yield case("reused-number", "Another lease under the number of a known one is left alone.",
+               [of(1, 3, id=OTHER)], [known(1)], 1)  # fmt: skip

@@ -15,6 +15,7 @@ from tests.vectors.protocol_parts import (
     compact,
     digest_of_state,
     drop,
+    framed,
     manifest,
     packed,
     put,
@@ -144,7 +145,7 @@ def bundles() -> Iterator[Case]:
         of_bundle(one, {6: packed(put(3, code="ten") + drop(1))}, state(2, 3), held=(2, 6, [1, 2])),
     )  # fmt: skip
     window = zstandard.ZstdCompressionParameters(window_log=27)
-    yield case("window", "A frame may ask for a window of 128 MiB.", "19", of_bundle(_framed(FIRST, window), {}, both))
+    yield case("window", "A frame may ask for a window of 128 MiB.", "19", of_bundle(framed(FIRST, window), {}, both))
     yield from _refused(case, one, both)
     yield from _fallen_back(case, one, two)
 
@@ -152,12 +153,6 @@ def bundles() -> Iterator[Case]:
 def _lottery() -> str:
     raw = {voucher_id(n): VOUCHERS[n].replace(b'"type":"percentage"', b'"type":"lottery"   ') for n in (1, 2)}
     return digest_of_state(raw)
-
-
-def _framed(lines: bytes, parameters: zstandard.ZstdCompressionParameters) -> bytes:
-    """As a stream, so that the frame says its window and not its size."""
-    made = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    return made.compress(lines) + made.flush()
 
 
 def _refused(case: Any, one: bytes, both: str) -> Iterator[Case]:
@@ -179,7 +174,7 @@ def _refused(case: Any, one: bytes, both: str) -> Iterator[Case]:
     plain = case("no-zstd", "The blob is not compressed.", "19", of_bundle(FIRST, {}, both), base)
     yield plain
     window = zstandard.ZstdCompressionParameters(window_log=28)
-    wide = _framed(FIRST, window)
+    wide = framed(FIRST, window)
     yield case("wide-window", "The frame asks for a window of 256 MiB.", "19", of_bundle(wide, {}, both),
                "bundle-window")  # fmt: skip
     bomb = _framed_lines(UNPACKED_BYTES_MAX + 1)

@@ -29,6 +29,7 @@ from tests.vectors.protocol_parts import (
     body,
     compact,
     envelope,
+    framed,
     jws,
     packed,
     position,
@@ -118,6 +119,12 @@ def syncs() -> Iterator[Case]:
     yield case("flipped-bit", "One bit of the frame is another.", "S3", sync_body(head(frame), flipped))
     yield case("one-byte-more", "The frame has one byte more than line 1 says.", "S3", good + b"\0")
     yield case("no-zstd", "The events are not compressed.", "S4", whole(lines(2, 3)))
+    for log, id_, size in ((23, "window", "8"), (24, "wide-window", "16")):
+        parameters = zstandard.ZstdCompressionParameters(window_log=log)
+        streamed = whole(framed(lines(2, 3), parameters))
+        shows = f"The frame asks for a window of {size} MiB."
+        yield case(id_, shows, "S4", streamed, base="sync-window", ok=log == 23)
+    yield case("bomb", "A small frame unpacks to more than a batch may have.", "S4", whole(packed(b"\n" * 1_200_000)))
     for id_, shows, rule, raw in (
         ("odd-lines", "An envelope has no body.", "S5", lines(2) + envelope(3) + b"\n"),
         ("last-line-end", "The last body has no line end.", "S5", lines(2, 3)[:-1]),

@@ -27,8 +27,9 @@ CODES_OF_SIGNATURES = {
     "J5": {"UNKNOWN_KEY"}, "J6": {"BAD_SIGNATURE"},
 }  # fmt: skip
 CODES_OF_SENDING = {
-    "S1": {"MALFORMED"}, "S2": {"INVALID_FIELD"}, "S3": {"WRONG_DIGEST", "TOO_LARGE"}, "S4": {"MALFORMED"},
-    "S5": {"MALFORMED"}, "S6": {"BROKEN_CHAIN"}, "E1": {"UNREADABLE"}, "T1": {"INVALID_FIELD"}, "C1": set(),
+    "S1": {"MALFORMED"}, "S2": {"INVALID_FIELD"}, "S3": {"WRONG_DIGEST", "TOO_LARGE"}, "S4": {"MALFORMED", "TOO_LARGE"},
+    "S5": {"MALFORMED"}, "S6": {"BROKEN_CHAIN"}, "E1": {"UNREADABLE"}, "T1": {"INVALID_FIELD"},
+    "L1": set(), "C1": set(),
 }  # fmt: skip
 
 

@@ -1,0 +1,182 @@
+"""What a restored server takes from its devices: forgotten leases and events (protocol.md, section 7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from tallystick_shared.wire import DeviceState
+from tests.server.conftest import ORDER, voucher
+from tests.server.restoring import Backup
+from tests.server.test_recovery import audited, begin, report, state
+from tests.server.tiny_device import NONE, TinyDevice, new_id
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Shop
+
+
+def test_leases_that_make_no_sense_are_not_adopted(shop: Shop) -> None:
+    """Of no voucher, with a measure that it has not, above its limit, or under a number or id that is known."""
+    shop.publish(voucher("tea", total=5), voucher("jam"), voucher("coffee", total=5))
+    one, other = shop.devices("a", "b")
+    mine = {lease.voucher_id: lease for lease in one.active()}[one.vouchers["tea"].id]
+    theirs = other.active()[0]
+    begin(shop)
+    one.sync()
+    good = msgspec.structs.replace(mine, id=new_id(), number=50, voucher_id=one.vouchers["coffee"].id, units=5)
+    bad = [
+        msgspec.structs.replace(good, id=new_id(), number=51, voucher_id=NONE),
+        msgspec.structs.replace(good, id=new_id(), number=52, voucher_id=one.vouchers["jam"].id),
+        msgspec.structs.replace(good, id=new_id(), number=53, minor=100),
+        msgspec.structs.replace(good, id=new_id(), number=54, units=None),
+        msgspec.structs.replace(good, id=new_id(), number=55, units=6),
+        msgspec.structs.replace(good, id=new_id(), number=mine.number),
+        msgspec.structs.replace(theirs, number=56),
+    ]
+    one.forgiving = True
+    one.sync(held=[mine, *bad, good], lease_number=60)
+    adopted = [row["object"] for row in audited(shop, "lease.adopt")]
+    assert adopted == [good.id]
+    assert shop.rows("SELECT device_id FROM leases WHERE id = :id", id=theirs.id) == [{"device_id": other.id}]
+    assert shop.rows("SELECT lease_number FROM devices WHERE id = :id", id=one.id) == [{"lease_number": 60}]
+
+
+def test_after_its_report_a_device_adopts_nothing_more(shop: Shop) -> None:
+    """What it tells once it has told everything is new, and so was never granted."""
+    shop.publish(voucher("tea", total=5))
+    one, _ = shop.devices("a", "b")
+    begin(shop)
+    report(one)
+    invented = msgspec.structs.replace(one.active()[0], id=new_id(), number=1_000)
+    one.forgiving = True
+    one.sync(held=[invented], lease_number=one.lease_number)
+    assert audited(shop, "lease.adopt") == []
+
+
+@pytest.mark.parametrize("granted_before", [True, False], ids=["the first is known", "both are forgotten"])
+def test_two_leases_of_a_voucher_are_adopted_one_after_the_other(either_shop: Shop, granted_before: bool) -> None:
+    """The second was granted after the close of the first, which is in the events that follow."""
+    shop = either_shop
+    shop.publish(voucher("tea", total=5))
+    device = shop.device(synced=False)
+    device.fetch()
+    backup = Backup(shop)
+    device.sync()
+    if granted_before:
+        backup = Backup(shop)
+    (first,) = device.active()
+    device.redeem(ORDER, "tea")
+    device.close(first)
+    device.sync()
+    (second,) = device.active()
+    for _ in range(2):
+        device.redeem(ORDER, "tea")
+    backup.restore()
+    begin(shop)
+    device.sync()
+    device.forgiving = True  # it holds the second one only
+    device.sync(through=1)
+    device.forgiving = False
+    states = {row["id"]: (row["state"], row["burned_by"]) for row in shop.rows("SELECT * FROM leases")}
+    assert states == {first.id: ("open", None), second.id: ("burned", "lost")}
+    assert device.sync().exceptions == []
+    rows = {row["id"]: (row["state"], row["known_units"]) for row in shop.rows("SELECT * FROM leases")}
+    assert rows == {first.id: ("closed", 1), second.id: ("open", 2)}
+    pool = shop.pool("tea")
+    assert (pool["free"], pool["held"], pool["closed_used"], pool["uncovered"]) == (0, 4, 1, 0)
+    assert state(shop) == "normal"
+
+
+def test_what_came_before_the_declaration_gets_its_cover_back(either_shop: Shop) -> None:
+    """Uses of a forgotten lease are stored without cover first; the adopted lease then covers them, once."""
+    shop = either_shop
+    shop.publish(voucher("tea", total=5, budget_minor=1_000))
+    backup = Backup(shop)
+    device = shop.device()
+    for _ in range(2):
+        device.redeem(ORDER, "tea")
+    backup.restore()
+    device.forgiving = True
+    begin(shop)
+    shop.post("/v1/recovery/end")
+    device.enrol_again()
+    device.sync()
+    device.recovering = False
+    device.sync()  # as a device of an older release, which tells no leases
+    assert (shop.pool("tea")["uncovered"], shop.pool("tea", "minor")["uncovered"]) == (2, 200)
+    device.redeem(ORDER, "tea")
+    device.recovering = True
+    device.sync()
+    pool = shop.pool("tea")
+    assert (pool["uncovered"], pool["held"], pool["free"]) == (0, 5, 0)
+    assert shop.pool("tea", "minor")["uncovered"] == 0
+    assert shop.rows("SELECT known_units, known_minor FROM leases") == [{"known_units": 3, "known_minor": 300}]
+    assert {row["cover"] for row in shop.rows("SELECT cover FROM redemption_uses")} == {"lease"}
+
+
+def test_a_forgotten_lease_of_a_lost_device_stays_burned(shop: Shop) -> None:
+    """It was declared lost again after the restore: what it held counts as used up, and its late close returns it."""
+    shop.publish(voucher("tea", total=5))
+    device = shop.device(synced=False)
+    device.fetch()
+    backup = Backup(shop)
+    device.sync()
+    (lease,) = device.active()
+    device.redeem(ORDER, "tea")
+    backup.restore()
+    shop.post(f"/v1/devices/{device.id}/lost")
+    begin(shop)
+    device.forgiving = True
+    report(device)
+    assert shop.rows("SELECT state, burned_by FROM leases") == [{"state": "burned", "burned_by": "lost"}]
+    assert shop.pool("tea")["held"] == 5
+    device.close(lease)
+    device.sync()
+    assert (shop.pool("tea")["held"], shop.pool("tea")["free"]) == (0, 4)
+
+
+def test_what_is_sent_again_is_not_late(shop: Shop) -> None:
+    """When the device last had contact was forgotten with its events, so nothing says that it was offline too long."""
+    shop.publish(voucher("jam"))
+    device = shop.device()
+    backup = Backup(shop)
+    for _ in range(3):
+        shop.clock.advance(days=6)
+        device.redeem(ORDER, "jam")
+        device.sync()
+    backup.restore()
+    begin(shop)
+    report(device)
+    assert shop.flags() == []
+    assert len(shop.rows("SELECT 1 FROM redemptions")) == 3
+
+
+def test_the_same_request_of_an_old_epoch_gets_the_same_answer(shop: Shop) -> None:
+    """Byte for byte, and nothing of it is stored either time."""
+    shop.publish(voucher("jam"))
+    device = shop.device()
+    device.redeem(ORDER, "jam")
+    begin(shop)
+    body = device.request()
+    first, repeat = device.post(body), device.post(body)
+    assert (first.status_code, first.content) == (200, repeat.content)
+    assert shop.rows("SELECT 1 FROM events") == []
+
+
+def test_a_copy_that_hears_of_an_epoch_comes_to_light_as_a_fork(shop: Shop) -> None:
+    """It is told of a place in its own journal, goes on from there, and its own event is kept on a branch."""
+    shop.publish(voucher("jam"))
+    device = shop.device()
+    device.redeem(ORDER, "jam")
+    device.sync()
+    copied = TinyDevice(device.url, device.clock)
+    copied.__dict__.update(device.__dict__ | {"events": [*device.events], "hashes": [*device.hashes]})
+    for one in (device, copied):
+        one.redeem(ORDER, "jam")
+    device.sync()
+    begin(shop)
+    assert copied.sync().acknowledged == copied.position(1)
+    assert copied.sync().state is DeviceState.SUSPENDED
+    assert [row["branch"] for row in shop.rows("SELECT branch FROM events ORDER BY branch")] == [0, 0, 1]
