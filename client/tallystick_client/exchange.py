@@ -178,8 +178,9 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     state = writing.state
     new_epoch = answer.server_epoch > state.server_epoch
     # 1
-    for position in (answer.acknowledged, answer.durable):
-        _demand_ours(writing, position)
+    _demand_ours(writing, answer.acknowledged)
+    if answer.durable.seq >= state.base_seq:  # below it is what a backup said before its restore, and no news
+        _demand_ours(writing, answer.durable)
     if answer.acknowledged.seq < state.acknowledged_seq and not new_epoch:
         raise Untrusted("the server has forgotten events that it acknowledged", code="NOT_OUR_JOURNAL")
     # 2
@@ -224,10 +225,11 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
 
 def _demand_ours(writing: Writing, position: Position) -> None:
     if position.seq < writing.state.base_seq:
-        # purged here because it was durable there: the server broke its word, or was swapped
-        if position.seq == 0 and writing.state.base_seq == 0:
-            return
-        raise Untrusted("the server has forgotten events that it called durable", code="NOT_OUR_JOURNAL")
+        # purged here because it was durable there: an older backup was restored than may be
+        raise Untrusted(
+            "the server has forgotten events that it called durable: its operator has to restore a later backup",
+            code="NOT_OUR_JOURNAL",
+        )
     ours = position_at(writing, position.seq)
     if ours is None or ours.hash != position.hash:
         raise Untrusted(f"the server's journal of this till differs at event {position.seq}", code="NOT_OUR_JOURNAL")

@@ -225,6 +225,8 @@ def upgrade(connection: sqlite3.Connection) -> int:
 
 def explained(error: sqlite3.Error, path: Path) -> StorageError:
     """An error of SQLite as one sentence. A transaction it ended has written nothing."""
+    if isinstance(error, sqlite3.ProgrammingError):
+        return StorageError("this till was closed: open it again", code="CLOSED")
     primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
     if primary == sqlite3.SQLITE_FULL:
         return StorageError("the disk is full, nothing was written: free some space and try again", code="DISK_FULL")

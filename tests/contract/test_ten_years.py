@@ -13,9 +13,11 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from tallystick_client import NotNow, RemoteError, Till
 from tallystick_server import forks, operations
+from tallystick_server.tables import events
 from tests.contract.chain import Chain
 
 
@@ -33,8 +35,8 @@ def stored(chain: Chain) -> list[tuple[int, int]]:
 
     async def read() -> list[tuple[int, int]]:
         async with operations.opened(chain.settings, chain.clock()) as server, server.database.read() as connection:
-            rows = await connection.exec_driver_sql("SELECT branch, seq FROM events ORDER BY branch, seq")
-            return [(branch, seq) for branch, seq in rows]
+            query = select(events.c.branch, events.c.seq).order_by(events.c.branch, events.c.seq)
+            return [(row.branch, row.seq) for row in await connection.execute(query)]
 
     return asyncio.run(read())
 

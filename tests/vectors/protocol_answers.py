@@ -99,6 +99,9 @@ def answers() -> Iterator[Case]:
     whole = {"base": 0, "acknowledged": 3, "hashes": HASHES}
     for id_, shows, rule, document, how in (
         ("unknown-field", "A field that is not known is ignored.", "27", answer(mood="good"), {}),
+        ("unknown-field-in-exception", "So it is in an event's outcome.", "27",
+         answer(exceptions=[{"seq": 3, "id": DEVICE, "outcome": "flagged", "reasons": ["LATE"], "by": 2}]), {}),
+        ("unknown-field-in-lease", "And in a lease.", "27", answer(leases=[lease(1, colour="red")]), {}),
         ("without-recovering", "recovering may be left out: it is false.", "27",
          with_part(answer(), "recovering", ...), {}),
         ("recovering", "A server that recovers says so, in an epoch of its own.", "27",
