@@ -27,7 +27,7 @@ from tallystick_shared.journal import (
     encode,
 )
 from tallystick_shared.signing import open_general
-from tallystick_shared.wire import ClockReading, Lease, LeaseUse, Outcome, Want, digest_of
+from tallystick_shared.wire import ClockReading, DeviceState, Lease, LeaseUse, Outcome, Want, digest_of
 
 RETENTION = timedelta(days=90)
 """What is durable on the server stays on the till for this long, so that it can be voided without a line."""
@@ -190,7 +190,7 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
         server_epoch=answer.server_epoch,
         ledger_mark=answer.ledger_mark,
         recovering=answer.recovering or new_epoch,
-        device_state=answer.state,
+        device_state=_known_state(answer.state),
         failures=0,
         not_before_at=None,
         next_attempt_at=mark.at + timedelta(seconds=answer.retry_after_s) if answer.retry_after_s else None,
@@ -265,6 +265,11 @@ def _acknowledge(writing: Writing, change: Accept) -> None:
             "UPDATE wants SET units = units - ? WHERE voucher_id = ? AND units > ?",
             (want.units, want.voucher_id, want.units),
         )
+
+
+def _known_state(state: str) -> DeviceState:
+    """Whatever a newer server means by a state that this till does not know, it is not that it may redeem."""
+    return DeviceState(state) if state in {one.value for one in DeviceState} else DeviceState.SUSPENDED
 
 
 def _known_outcome(outcome: str) -> str:

@@ -136,8 +136,9 @@ def _answer(given: OfAnswer) -> Facts:
         head=head,
         now=given.now,
     )
-    for position in (answer.acknowledged, answer.durable):
-        _demand_ours(journal, position)
+    _demand_ours(journal, answer.acknowledged)
+    if answer.durable.seq >= journal.base:
+        _demand_ours(journal, answer.durable)
     if answer.acknowledged.seq < journal.acknowledged and answer.server_epoch == given.server_epoch:
         raise Untrusted("the server has forgotten events that it acknowledged", code="NOT_OUR_JOURNAL")
     return {

@@ -105,7 +105,7 @@ class Database:
         return await self.revision() == SCHEMA_REVISION
 
     async def must_be_ready(self) -> None:
-        """Raises `CallerError`: `NOT_INITIALISED` where there is none, `NOT_UPGRADED` where it is of another release."""
+        """Raises `CallerError`: `NOT_INITIALISED` where there is none, `NOT_UPGRADED` where the release is another."""
         found = await self.revision()
         where = self._sqlite_file or "TALLYSTICK_DATABASE_URL"
         if found is None:

@@ -5,80 +5,37 @@ Ids are UUIDs in their usual spelling, digests 64 hexadecimal digits, amounts mi
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    DateTime,
-    Dialect,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     text,
 )
 
+from tallystick_server.columns import DIGEST, ID, NAME, SERIAL, UtcTime, amount, metadata
+
 SCHEMA_REVISION = "0002"
 """The newest migration, which these tables are."""
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """An aware time: `timestamptz` on PostgreSQL, UTC text on SQLite, which knows no zones."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        utc = value.astimezone(UTC)
-        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-_ID = String(36)
-_DIGEST = String(64)
-_NAME = String(128)
-_SERIAL = BigInteger().with_variant(Integer, "sqlite")
-
-
-def _amount(name: str, *, nullable: bool = False, default: int | None = None) -> Column[Any]:
-    return Column(name, BigInteger, nullable=nullable, server_default=None if default is None else text(str(default)))
-
 
 server = Table(
     "server",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("server_id", _ID, nullable=False),
+    Column("server_id", ID, nullable=False),
     Column("server_epoch", Integer, nullable=False),
     Column("state", String(32), nullable=False),
     # the device that has seen later answers than this database holds
-    Column("suspected_by", _ID),
+    Column("suspected_by", ID),
     Column("created_at", UtcTime, nullable=False),
     CheckConstraint("id = 1", name="one_row"),
     CheckConstraint("state IN ('normal', 'restore_suspected', 'recovering')", name="state"),
@@ -87,19 +44,19 @@ server = Table(
 operator_keys = Table(
     "operator_keys",
     metadata,
-    Column("sha256", _DIGEST, primary_key=True),
-    Column("name", _NAME, nullable=False),
+    Column("sha256", DIGEST, primary_key=True),
+    Column("name", NAME, nullable=False),
     Column("created_at", UtcTime, nullable=False),
 )
 
 scopes = Table(
     "scopes",
     metadata,
-    Column("name", _NAME, primary_key=True),
+    Column("name", NAME, primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("vouchers", Integer, nullable=False),
     # the sum of `voucher_digest` of the scope's vouchers, modulo 2**256, in hexadecimal
-    Column("state_digest", _DIGEST, nullable=False),
+    Column("state_digest", DIGEST, nullable=False),
     # always there; null only to SQLite, which cannot add a column without a default to a table with rows
     Column("code_salt", String(32)),
     Column("created_at", UtcTime, nullable=False),
@@ -108,7 +65,7 @@ scopes = Table(
     Column("manifest_version", BigInteger),
     Column("manifest_signed_at", UtcTime),
     Column("snapshot_version", BigInteger),
-    Column("snapshot_sha256", _DIGEST),
+    Column("snapshot_sha256", DIGEST),
     Column("snapshot_bytes", BigInteger),
     Column("snapshot_vouchers", Integer),
     # the deltas that the manifest names, as JSON
@@ -127,19 +84,19 @@ campaigns = Table(
 vouchers = Table(
     "vouchers",
     metadata,
-    Column("id", _ID, primary_key=True),
+    Column("id", ID, primary_key=True),
     Column("code", String(128), nullable=False),
     Column("folded", String(512), nullable=False),
     Column("campaign_id", String(256), nullable=False),
     # of the current revision, so that no query has to read its JSON
     Column("revision", Integer, nullable=False),
     Column("revised_at", UtcTime, nullable=False),
-    Column("sha256", _DIGEST, nullable=False),
+    Column("sha256", DIGEST, nullable=False),
     Column("status", String(16), nullable=False),
     Column("policy", String(16), nullable=False),
     Column("valid_from", UtcTime),
     Column("valid_until", UtcTime),
-    _amount("largest_minor", nullable=True),
+    amount("largest_minor", nullable=True),
     # 1: the code travels as its digest (`hidden_code`), and is nowhere in a revision
     Column("hidden", Integer, nullable=False, server_default="0"),
     Column("created_at", UtcTime, nullable=False),
@@ -150,9 +107,9 @@ vouchers = Table(
 voucher_revisions = Table(
     "voucher_revisions",
     metadata,
-    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    Column("voucher_id", ID, ForeignKey(vouchers.c.id), nullable=False),
     Column("revision", Integer, nullable=False),
-    Column("sha256", _DIGEST, nullable=False),
+    Column("sha256", DIGEST, nullable=False),
     Column("json", LargeBinary, nullable=False),
     Column("published_at", UtcTime, nullable=False),
     PrimaryKeyConstraint("voucher_id", "revision"),
@@ -161,8 +118,8 @@ voucher_revisions = Table(
 scope_vouchers = Table(
     "scope_vouchers",
     metadata,
-    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
-    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    Column("scope", NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("voucher_id", ID, ForeignKey(vouchers.c.id), nullable=False),
     PrimaryKeyConstraint("scope", "voucher_id"),
     Index(None, "voucher_id"),
 )
@@ -171,9 +128,9 @@ scope_vouchers = Table(
 scope_changes = Table(
     "scope_changes",
     metadata,
-    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("scope", NAME, ForeignKey(scopes.c.name), nullable=False),
     Column("version", BigInteger, nullable=False),
-    Column("voucher_id", _ID, nullable=False),
+    Column("voucher_id", ID, nullable=False),
     PrimaryKeyConstraint("scope", "version", "voucher_id"),
 )
 
@@ -182,16 +139,16 @@ scope_changes = Table(
 pools = Table(
     "pools",
     metadata,
-    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
+    Column("voucher_id", ID, ForeignKey(vouchers.c.id), nullable=False),
     Column("measure", String(8), nullable=False),
-    _amount("limit"),
-    _amount("free"),
-    _amount("online", default=0),
-    _amount("uncovered", default=0),
-    _amount("voided", default=0),
-    _amount("held", default=0),
-    _amount("closed_used", default=0),
-    _amount("released_known", default=0),
+    amount("limit"),
+    amount("free"),
+    amount("online", default=0),
+    amount("uncovered", default=0),
+    amount("voided", default=0),
+    amount("held", default=0),
+    amount("closed_used", default=0),
+    amount("released_known", default=0),
     PrimaryKeyConstraint("voucher_id", "measure"),
     CheckConstraint("measure IN ('units', 'minor')", name="measure"),
     CheckConstraint(
@@ -206,35 +163,35 @@ pools = Table(
 enrolment_tokens = Table(
     "enrolment_tokens",
     metadata,
-    Column("sha256", _DIGEST, primary_key=True),
-    Column("store_id", _NAME, nullable=False),
-    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("sha256", DIGEST, primary_key=True),
+    Column("store_id", NAME, nullable=False),
+    Column("scope", NAME, ForeignKey(scopes.c.name), nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
-    Column("device_id", _ID),
+    Column("device_id", ID),
 )
 
 devices = Table(
     "devices",
     metadata,
-    Column("id", _ID, primary_key=True),
-    Column("kid", _DIGEST, nullable=False),
+    Column("id", ID, primary_key=True),
+    Column("kid", DIGEST, nullable=False),
     Column("public_x", String(64), nullable=False),
-    Column("name", _NAME, nullable=False),
-    Column("store_id", _NAME, nullable=False),
-    Column("scope", _NAME, ForeignKey(scopes.c.name), nullable=False),
+    Column("name", NAME, nullable=False),
+    Column("store_id", NAME, nullable=False),
+    Column("scope", NAME, ForeignKey(scopes.c.name), nullable=False),
     Column("state", String(16), nullable=False),
     Column("enrolled_at", UtcTime, nullable=False),
     Column("last_sync_at", UtcTime),
     # the end of branch 0, the journal as it is known, and how many branches there are
     Column("seq", BigInteger, nullable=False),
-    Column("hash", _DIGEST, nullable=False),
+    Column("hash", DIGEST, nullable=False),
     Column("branches", Integer, nullable=False),
     Column("last_event_at", UtcTime),
     Column("lease_number", BigInteger, nullable=False),
     # how far the journal is in every backup that may be restored; no hash: not even its start
     Column("durable_seq", BigInteger, nullable=False, server_default="0"),
-    Column("durable_hash", _DIGEST),
+    Column("durable_hash", DIGEST),
     # the epoch in which the device has sent all of its journal; in a recovery, whether it has reported
     Column("reported_epoch", Integer, nullable=False, server_default="0"),
     UniqueConstraint("kid"),
@@ -245,14 +202,14 @@ devices = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("id", _ID, primary_key=True),
-    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("id", ID, primary_key=True),
+    Column("device_id", ID, ForeignKey(devices.c.id), nullable=False),
     Column("number", BigInteger, nullable=False),
-    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
-    _amount("units", nullable=True),
-    _amount("minor", nullable=True),
-    _amount("known_units", default=0),
-    _amount("known_minor", default=0),
+    Column("voucher_id", ID, ForeignKey(vouchers.c.id), nullable=False),
+    amount("units", nullable=True),
+    amount("minor", nullable=True),
+    amount("known_units", default=0),
+    amount("known_minor", default=0),
     Column("state", String(16), nullable=False),
     Column("granted_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
@@ -285,16 +242,16 @@ leases = Table(
 events = Table(
     "events",
     metadata,
-    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("device_id", ID, ForeignKey(devices.c.id), nullable=False),
     Column("branch", Integer, nullable=False),
     Column("seq", BigInteger, nullable=False),
     # null where the envelope cannot be read
-    Column("event_id", _ID),
+    Column("event_id", ID),
     Column("type", String(16)),
     Column("at", UtcTime),
     Column("envelope", LargeBinary, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    Column("hash", _DIGEST, nullable=False),
+    Column("hash", DIGEST, nullable=False),
     Column("outcome", String(16), nullable=False),
     Column("reasons", Text, nullable=False),
     Column("received_at", UtcTime, nullable=False),
@@ -311,16 +268,16 @@ events = Table(
 redemptions = Table(
     "redemptions",
     metadata,
-    Column("issuer", _ID, nullable=False),
-    Column("redemption_id", _ID, nullable=False),
+    Column("issuer", ID, nullable=False),
+    Column("redemption_id", ID, nullable=False),
     Column("at", UtcTime, nullable=False),
-    Column("device_id", _ID, ForeignKey(devices.c.id)),
+    Column("device_id", ID, ForeignKey(devices.c.id)),
     Column("store_id", String(256)),
     Column("customer_id", String(256)),
     Column("online", Integer, nullable=False),
     # what was asked: the order and the codes; empty where the body of an event cannot be read
-    Column("content_sha256", _DIGEST, nullable=False),
-    Column("body_sha256", _DIGEST),
+    Column("content_sha256", DIGEST, nullable=False),
+    Column("body_sha256", DIGEST),
     Column("result", LargeBinary, nullable=False),
     PrimaryKeyConstraint("issuer", "redemption_id"),
     Index(None, "at"),
@@ -329,17 +286,17 @@ redemptions = Table(
 redemption_uses = Table(
     "redemption_uses",
     metadata,
-    Column("issuer", _ID, nullable=False),
-    Column("redemption_id", _ID, nullable=False),
-    Column("voucher_id", _ID, nullable=False),
-    Column("revision_sha256", _DIGEST),
-    _amount("units"),
-    _amount("minor"),
-    _amount("settled_minor", nullable=True),
-    Column("lease_id", _ID),
+    Column("issuer", ID, nullable=False),
+    Column("redemption_id", ID, nullable=False),
+    Column("voucher_id", ID, nullable=False),
+    Column("revision_sha256", DIGEST),
+    amount("units"),
+    amount("minor"),
+    amount("settled_minor", nullable=True),
+    Column("lease_id", ID),
     Column("cover", String(8), nullable=False),
-    _amount("voided_units", default=0),
-    _amount("voided_minor", default=0),
+    amount("voided_units", default=0),
+    amount("voided_minor", default=0),
     PrimaryKeyConstraint("issuer", "redemption_id", "voucher_id"),
     ForeignKeyConstraint(["issuer", "redemption_id"], ["redemptions.issuer", "redemptions.redemption_id"]),
     CheckConstraint("cover IN ('lease', 'online', 'open', 'none')", name="cover"),
@@ -351,9 +308,9 @@ redemption_uses = Table(
 customer_uses = Table(
     "customer_uses",
     metadata,
-    Column("voucher_id", _ID, nullable=False),
+    Column("voucher_id", ID, nullable=False),
     Column("customer_id", String(256), nullable=False),
-    _amount("units"),
+    amount("units"),
     PrimaryKeyConstraint("voucher_id", "customer_id"),
     CheckConstraint("units >= 0", name="units"),
 )
@@ -362,9 +319,9 @@ customer_uses = Table(
 demand = Table(
     "demand",
     metadata,
-    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
-    Column("voucher_id", _ID, ForeignKey(vouchers.c.id), nullable=False),
-    _amount("units"),
+    Column("device_id", ID, ForeignKey(devices.c.id), nullable=False),
+    Column("voucher_id", ID, ForeignKey(vouchers.c.id), nullable=False),
+    amount("units"),
     Column("at", UtcTime, nullable=False),
     PrimaryKeyConstraint("device_id", "voucher_id"),
 )
@@ -372,8 +329,8 @@ demand = Table(
 flags = Table(
     "flags",
     metadata,
-    Column("id", _SERIAL, primary_key=True),
-    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
+    Column("id", SERIAL, primary_key=True),
+    Column("device_id", ID, ForeignKey(devices.c.id), nullable=False),
     Column("branch", Integer, nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("reason", String(32), nullable=False),
@@ -391,9 +348,9 @@ flags = Table(
 syncs = Table(
     "syncs",
     metadata,
-    Column("id", _SERIAL, primary_key=True),
-    Column("device_id", _ID, ForeignKey(devices.c.id), nullable=False),
-    Column("request_sha256", _DIGEST, nullable=False),
+    Column("id", SERIAL, primary_key=True),
+    Column("device_id", ID, ForeignKey(devices.c.id), nullable=False),
+    Column("request_sha256", DIGEST, nullable=False),
     Column("at", UtcTime, nullable=False),
     # only a device's last two answers are kept
     Column("answer", LargeBinary),
@@ -405,7 +362,7 @@ syncs = Table(
 blobs = Table(
     "blobs",
     metadata,
-    Column("sha256", _DIGEST, primary_key=True),
+    Column("sha256", DIGEST, primary_key=True),
     Column("data", LargeBinary, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     # until when devices may ask for what no manifest names any more
@@ -417,9 +374,9 @@ blobs = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("id", _SERIAL, primary_key=True),
+    Column("id", SERIAL, primary_key=True),
     Column("at", UtcTime, nullable=False),
-    Column("who", _NAME, nullable=False),
+    Column("who", NAME, nullable=False),
     Column("action", String(64), nullable=False),
     Column("object", String(256), nullable=False),
     # JSON

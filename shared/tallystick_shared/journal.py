@@ -107,7 +107,7 @@ class PlainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
-class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Position(msgspec.Struct, frozen=True):
     """A place in a journal: the last event's number (0 = before the first) and the chain's hash there."""
 
     seq: Seq

@@ -212,7 +212,8 @@ class EventOutcome(msgspec.Struct, frozen=True):
 
 
 class SyncAnswer(msgspec.Struct, frozen=True):
-    """Bound to the request by the digest of its exact bytes.
+    """Bound to the request by the digest of its exact bytes. `state` is a `DeviceState`; one that a device does not
+    know is not active.
 
     `acknowledged`: 1..n are stored. `durable`: 1..n are in any backup that may be restored; only those may be purged.
     `exceptions` names every event of this batch that is not `applied`. `leases` are those granted now, or, with
@@ -223,7 +224,7 @@ class SyncAnswer(msgspec.Struct, frozen=True):
 
     device: Id
     request_sha256: Digest
-    state: DeviceState
+    state: str
     acknowledged: Position
     durable: Position
     exceptions: list[EventOutcome]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tallystick_client import RemoteError, Till, Untrusted
+from tallystick_client import NotNow, RemoteError, Till, Untrusted
 from tallystick_shared.journal import EventType
 from tallystick_shared.wire import DeviceState, EventOutcome, SyncAnswer
-from tests.client.conftest import ONCE, TEN, Shop, arrived, order, rows, sell
+from tests.client.conftest import ONCE, TEN, Shop, arrived, order, replaced, rows, sell
 from tests.client.fake_server import Device, problem, says
 
 
@@ -194,3 +194,14 @@ def test_what_a_newer_server_calls_an_event_waits_for_a_person(till: Till, shop:
     shop.server.tamper = weighed
     assert till.sync().acknowledged == 1
     assert rows(shop, "SELECT outcome, reasons FROM events WHERE seq = 1") == [("flagged", "TOO_HEAVY")]
+
+
+def test_a_state_that_is_not_known_is_not_active(till: Till, shop: Shop) -> None:
+    """A newer server may have more of them; the till syncs on, and does not redeem."""
+    shop.server.tamper = replaced(state="quarantined")
+    till.sync()
+    with pytest.raises(NotNow, match="suspended"):
+        till.redeem(order(), ["TEN"])
+    shop.server.tamper = lambda answer: answer
+    till.sync()
+    assert till.redeem(order(), ["TEN"]).redeemed

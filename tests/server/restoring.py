@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import delete, insert, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tallystick_server.tables import metadata
+from tallystick_server.columns import metadata
 
 if TYPE_CHECKING:
     from tests.server.conftest import Shop

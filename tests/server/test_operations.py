@@ -22,9 +22,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 
+from tallystick_server.columns import metadata
 from tallystick_server.database import Database
 from tallystick_server.settings import Settings, from_environment
-from tallystick_server.tables import metadata
 from tallystick_shared.errors import InvalidInput
 from tests.server.conftest import voucher
 

@@ -113,6 +113,9 @@ def answers() -> Iterator[Case]:
         ("leases", "Leases have units, minor or both.", "27",
          answer(leases=[lease(1), lease(2, units=None, minor=5000), lease(3, minor=1)]), {}),
         ("suspended", "A suspended device gets an answer too.", "27", answer(state="suspended"), {}),
+        ("unknown-state", "A state that is not known is not active.", "27", answer(state="resting"), {}),
+        ("unknown-field-in-position", "And in a place in the journal.", "27",
+         with_part(answer(), "acknowledged.branch", 0), {}),
         ("higher-mark", "A higher mark.", "30", answer(ledger_mark=41), {}),
         ("equal-mark", "An equal mark: the same answer once more.", "30", answer(), {"ledger_mark": 40}),
         ("lower-mark-in-a-new-epoch", "A lower mark in a higher epoch: a declared restore.", "30",
@@ -121,6 +124,8 @@ def answers() -> Iterator[Case]:
         ("durable-is-acknowledged", "All that is acknowledged may be durable.", "31", answer(durable=position(3)), {}),
         ("less-than-the-head", "The server has a part of the journal.", "31", answer(acknowledged=position(2)), {}),
         ("at-the-base", "The oldest place kept, after a purge.", "31", answer(), {"journal": purged}),
+        ("durable-below-the-base", "A restored server knows of an older backup only: it acknowledges all the same.", "31",
+         answer(server_epoch=3, durable=position(1)), {"journal": purged}),
         ("forgets-in-a-new-epoch", "A server restored from a backup may acknowledge less, in a new epoch.", "31",
          answer(server_epoch=3, acknowledged=position(1), durable=position(1)), {"journal": whole}),
         ("last-second", "One second before the root expires.", "9", answer(), {"root": root(expires_at=time(1))}),
@@ -159,10 +164,8 @@ def answers() -> Iterator[Case]:
     yield case("claimed-kid", "The header names the receipt key, and another key signed.", "J6", claimed)
     for id_, shows, path, value in (
         ("without-durable", "durable is missing.", "durable", ...),
-        ("unknown-state", "A state of a device that there is not: what it allows is not known.", "state", "resting"),
         ("lease-0", "A lease has the number 0.", "leases", [lease(0)]),
         ("short-hash", "A hash has 63 digits.", "acknowledged.hash", HASHES[3][1:]),
-        ("extra-in-position", "A place in the journal has a field that there is not.", "acknowledged.branch", 0),
         ("mark-as-text", "The ledger mark is text.", "ledger_mark", "40"),
         ("negative-mark", "The ledger mark is -1.", "ledger_mark", -1),
     ):
@@ -183,7 +186,7 @@ def answers() -> Iterator[Case]:
          answer(durable={"seq": 2, "hash": HASHES[1]}), {}),
         ("other-start", "Nor is the hash before the first event.", "31", answer(durable={"seq": 0, "hash": ZEROS}), {}),
         ("below-the-base", "It forgets what it called durable, and what was purged for that.", "31",
-         answer(durable=position(1)), {"journal": purged}),
+         answer(server_epoch=3, acknowledged=position(1), durable=position(1)), {"journal": purged}),
         ("forgets", "It forgets what it acknowledged, in the same epoch.", "31",
          answer(acknowledged=position(2)), {"journal": whole}),
     ]  # fmt: skip

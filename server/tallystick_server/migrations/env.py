@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from tallystick_server.tables import metadata
+from tallystick_server import tables
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.configure(connection=context.config.attributes["connection"], target_metadata=tables.server.metadata)
 with context.begin_transaction():
     context.run_migrations()
