@@ -178,9 +178,7 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     state = writing.state
     new_epoch = answer.server_epoch > state.server_epoch
     # 1
-    _demand_ours(writing, answer.acknowledged)
-    if answer.durable.seq >= state.base_seq:  # below it is what a backup said before its restore, and no news
-        _demand_ours(writing, answer.durable)
+    demand_our_journal(writing, answer.acknowledged, answer.durable)
     if answer.acknowledged.seq < state.acknowledged_seq and not new_epoch:
         raise Untrusted("the server has forgotten events that it acknowledged", code="NOT_OUR_JOURNAL")
     # 2
@@ -221,6 +219,13 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     # 7
     _purge(writing, judged.at)
     return granted, closed
+
+
+def demand_our_journal(writing: Writing, acknowledged: Position, durable: Position) -> None:
+    """That both are places of our own chain. Raises `Untrusted` (`NOT_OUR_JOURNAL`)."""
+    _demand_ours(writing, acknowledged)
+    if durable.seq >= writing.state.base_seq:  # below it is what a backup said before its restore, and no news
+        _demand_ours(writing, durable)
 
 
 def _demand_ours(writing: Writing, position: Position) -> None:

@@ -198,8 +198,7 @@ def test_the_journals_own_check_agrees(shop: Shop) -> None:
         payload = json.loads(base64.urlsafe_b64decode(base64.b64decode(one["input"]["message"]).split(b".")[1] + b"=="))
         refused = None
         try:
-            for name in ("acknowledged", "durable"):
-                exchange._demand_ours(view, Position(**payload[name]))
+            exchange.demand_our_journal(view, Position(**payload["acknowledged"]), Position(**payload["durable"]))
         except Untrusted as error:
             refused = error.code
         connection.close()
