@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help setup demo test replay prove-engine prove-leases bench-engine bench-spread bench-deltas vectors-archive check lint types imports lock wheels clean
+.PHONY: help setup demo test replay prove-engine prove-invariants prove-leases bench-engine bench-spread bench-deltas vectors-archive check lint types imports lock wheels clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -38,6 +38,9 @@ prove-engine: .venv/ready ## the engine against its oracle: a million seeded cas
 
 prove-leases: .venv/ready ## everything that can happen to the leases of one voucher, and what breaks without each rule
 	@$(BIN)/python -m tests.simulation.lease_search $(ARGS)
+
+prove-invariants: .venv/ready ## take away each line that upholds an invariant, and see its test fail
+	@$(BIN)/python -m tests.simulation.breaking
 
 bench-engine: .venv/ready ## what the engine costs, as ratios: against plain Python, and as orders and vouchers grow
 	@$(BIN)/python -m benchmarks.engine
