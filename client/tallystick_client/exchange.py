@@ -139,7 +139,12 @@ def _take_leases(writing: Writing, judged: Judged, leases: Sequence[Lease]) -> i
 
     One that is given back is closed with no use.
     """
-    rows = writing.run("SELECT id, number, voucher_id, state = 'closed' FROM leases").fetchall()
+    ids, numbers = ([getattr(lease, name) for lease in leases] for name in ("id", "number"))
+    rows = writing.run(
+        "SELECT id, number, voucher_id, state = 'closed' FROM leases WHERE state <> 'closed'"
+        " OR id IN (SELECT value FROM json_each(?)) OR number IN (SELECT value FROM json_each(?))",
+        (encode(ids), encode(numbers)),
+    )
     known = [KnownLease(lease_id, number, voucher_id, bool(closed)) for lease_id, number, voucher_id, closed in rows]
     taken, late = sort_out(leases, known, writing.state.lease_number)
     for lease in late:
@@ -283,7 +288,7 @@ def _known_outcome(outcome: str) -> str:
 
 
 def _purge(writing: Writing, at: datetime) -> None:
-    """Removes the oldest events that are durable on the server and past their time here."""
+    """Removes the oldest events that are durable on the server and past their time here, and leases they closed."""
     state = writing.state
     last = None
     rows = writing.run(
@@ -297,6 +302,12 @@ def _purge(writing: Writing, at: datetime) -> None:
     if last is not None:
         writing.execute("DELETE FROM events WHERE seq <= ?", (last[0],))
         writing.change(base_seq=last[0], base_hash=last[1])
+        # the newest lease of a voucher stays: it says that no bundle alone may make the voucher's policy weaker
+        writing.execute(
+            "DELETE FROM leases WHERE state = 'closed' AND close_seq <= ? AND EXISTS (SELECT 1 FROM leases AS later"
+            " WHERE later.voucher_id = leases.voucher_id AND later.number > leases.number)",
+            (last[0],),
+        )
     writing.execute("DELETE FROM attempts WHERE state <> 'pending' AND at < ?", (at - RETENTION,))
     writing.execute("DELETE FROM customer_uses WHERE ends_at < ?", (at.isoformat(),))
 

@@ -86,6 +86,7 @@ CREATE TABLE leases (
 ) STRICT;
 CREATE UNIQUE INDEX one_open_lease_a_voucher ON leases (voucher_id) WHERE state <> 'closed';
 CREATE INDEX leases_closing ON leases (close_seq) WHERE close_seq IS NOT NULL;
+CREATE INDEX leases_of_voucher ON leases (voucher_id, number);
 
 CREATE TRIGGER used_never_goes_down BEFORE UPDATE ON leases
 WHEN NEW.used_units < OLD.used_units OR NEW.used_minor < OLD.used_minor
@@ -133,6 +134,7 @@ UPGRADES: dict[int, tuple[str, ...]] = {
         "ALTER TABLE state ADD COLUMN retired INTEGER NOT NULL DEFAULT 0 CHECK (retired IN (0, 1))",
         "CREATE TABLE enrolment"
         " (one INTEGER PRIMARY KEY CHECK (one = 1), request BLOB NOT NULL, answer BLOB NOT NULL) STRICT",
+        "CREATE INDEX leases_of_voucher ON leases (voucher_id, number)",
     ),
 }
 """The statements that lead from a version to the next. One that was ever released is never changed."""

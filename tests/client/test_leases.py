@@ -138,6 +138,25 @@ def test_nothing_is_purged_that_is_not_durable(till: Till, shop: Shop) -> None:
     assert shop.open().status().head == 6
 
 
+def test_leases_go_with_the_events_that_closed_them(till: Till, shop: Shop) -> None:
+    """But for the newest of a voucher, by which a stolen bundle key cannot make it `open`."""
+    shop.server.durable = True
+    for number in range(3):
+        shop.server.grant(shop.server.device, "ONCE", units=1)
+        till.sync()
+        till.redeem(order(number), ["ONCE"])
+        till.sync()
+        till.sync()
+    assert rows(shop, "SELECT number, state FROM leases") == [(1, "closed"), (2, "closed"), (3, "closed")]
+    shop.clock.run(days=91)
+    till.sync()
+    assert rows(shop, "SELECT number, state FROM leases") == [(3, "closed")]
+    assert till._keeper.journal.verify() == 0
+    shop.server.grant(shop.server.device, "ONCE", units=1)
+    till.sync()
+    assert till.redeem(order(9), ["ONCE"]).redeemed
+
+
 def test_what_a_customer_used_survives_the_purge(till: Till, shop: Shop) -> None:
     """Until the voucher ends."""
     shop.server.ttl = timedelta(days=400)
