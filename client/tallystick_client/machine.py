@@ -177,10 +177,13 @@ class Machine:
 
     def _accepted(self, persisted: Persisted, tick: Tick) -> tuple[Phase, Action]:
         before, after = self._reading.after, persisted.reading.after
+        new_epoch = persisted.reading.server_epoch != self._reading.server_epoch
         self._take(persisted)
         self._acknowledged += max(0, after.seq - before.seq)
         moved = after != before or persisted.leases_closed > 0
-        if after.seq < persisted.reading.head.seq and moved and self._rounds < ROUNDS_MAX:
+        # a restored server waits for what is told in its new epoch, even where nothing else waits
+        more = new_epoch or (moved and after.seq < persisted.reading.head.seq)
+        if more and self._rounds < ROUNDS_MAX:
             return self._prepare(None)
         return self._catch_up(tick)
 

@@ -126,6 +126,29 @@ def test_a_server_that_forgot_the_till_takes_it_in_again(till: Till, shop: Shop)
     assert "POST /v1/devices/again" not in shop.server.requests
 
 
+def test_a_restored_server_is_told_everything_in_one_sync(till: Till, shop: Shop) -> None:
+    """Whether it forgot something or not, whether something waits or not: the second request tells of all leases."""
+    shop.server.grant(shop.server.device, "ONCE", units=3)
+    till.sync()
+    for events in (0, 1):
+        if events:
+            sell(till, events)
+        shop.server.epoch += 1
+        shop.server.heads.clear()
+        till.sync()
+        assert [len(head.held or ()) for head in shop.server.heads] == [0, 1]
+        assert till.status().waiting == 0
+
+
+def test_a_till_enrolled_since_the_backup_sends_what_waits_in_one_sync(till: Till, shop: Shop) -> None:
+    """It was never acknowledged anything: what it sold arrives all the same, at once."""
+    ids = sell(till, 2)
+    shop.server.devices.clear()
+    shop.server.epoch, shop.server.recovering = 2, True
+    assert till.sync().acknowledged == 2
+    assert arrived(shop) == ids
+
+
 def test_a_till_that_is_refused_again_says_so_once(till: Till, shop: Shop) -> None:
     """One attempt a sync; what the server says is passed on, and the till goes on selling."""
     shop.server.script = [says(401, "UNKNOWN_DEVICE"), says(409, "RECOVERING")]
