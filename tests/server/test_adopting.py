@@ -178,5 +178,5 @@ def test_a_copy_that_hears_of_an_epoch_comes_to_light_as_a_fork(shop: Shop) -> N
     device.sync()
     begin(shop)
     assert copied.sync().acknowledged == copied.position(1)
-    assert copied.sync().state is DeviceState.SUSPENDED
+    assert copied.sync().state == DeviceState.SUSPENDED
     assert [row["branch"] for row in shop.rows("SELECT branch FROM events ORDER BY branch")] == [0, 0, 1]

@@ -163,7 +163,7 @@ def test_a_reported_use_that_went_down_is_a_fork_that_stays_one(shop: Shop) -> N
     device.used.clear()
     device.redeem(ORDER, "tea")
     device.used.clear()
-    assert device.sync().state is DeviceState.SUSPENDED
+    assert device.sync().state == DeviceState.SUSPENDED
     assert len(shop.rows("SELECT 1 FROM events WHERE branch = 0")) == 2
     (row,) = audited(shop, "device.fork")
     assert "less use of a lease" in row["detail"]["sign"]

@@ -215,7 +215,7 @@ def test_one_number_with_two_hashes_is_a_fork(either_shop: Shop) -> None:
     device.sync()
     copied.redeem(ORDER, "tea")
     answer = copied.sync()
-    assert answer.state is DeviceState.SUSPENDED
+    assert answer.state == DeviceState.SUSPENDED
     assert answer.acknowledged == copied.position(1)
     assert [row["branch"] for row in either_shop.rows("SELECT branch FROM events ORDER BY branch")] == [0, 1]
     assert [row["state"] for row in either_shop.rows("SELECT state FROM leases")] == ["burned"]
@@ -236,7 +236,7 @@ def test_an_old_image_of_a_till_is_refused_and_a_fork_with_its_first_event(shop:
     response = old.post(old.request())
     assert (response.status_code, response.json()["code"]) == (409, "STALE_REQUEST")
     old.redeem(ORDER, "jam")
-    assert old.sync().state is DeviceState.SUSPENDED
+    assert old.sync().state == DeviceState.SUSPENDED
 
 
 def test_a_u_below_k_is_a_fork(shop: Shop) -> None:
@@ -247,7 +247,7 @@ def test_a_u_below_k_is_a_fork(shop: Shop) -> None:
     device.sync()
     device.used.clear()
     device.boot_id = "boot-2"
-    assert device.sync().state is DeviceState.SUSPENDED
+    assert device.sync().state == DeviceState.SUSPENDED
 
 
 def test_a_start_off_the_stored_chain_is_a_fork(shop: Shop) -> None:
@@ -260,7 +260,7 @@ def test_a_start_off_the_stored_chain_is_a_fork(shop: Shop) -> None:
             one.redeem(ORDER, "jam")
     device.sync(through=2)
     answer = other.sync(after=1)
-    assert answer.state is DeviceState.SUSPENDED
+    assert answer.state == DeviceState.SUSPENDED
     assert answer.acknowledged == other.position(3)
     stored = shop.rows("SELECT branch, seq FROM events ORDER BY branch, seq")
     assert [(row["branch"], row["seq"]) for row in stored] == [(0, 1), (0, 2), (1, 2), (1, 3)]
@@ -278,7 +278,7 @@ def test_an_old_request_that_arrives_late_is_no_fork(shop: Shop, boot_id: str) -
     device.sync()
     response = device.post(late)
     assert (response.status_code, response.json()["code"]) == (409, "STALE_REQUEST")
-    assert device.sync().state is DeviceState.ACTIVE
+    assert device.sync().state == DeviceState.ACTIVE
 
 
 @pytest.mark.parametrize("verb", ["suspend", "revoke", "lost"])
@@ -302,7 +302,7 @@ def test_wants_of_vouchers_that_are_none_are_passed_over(shop: Shop) -> None:
     """Demand for a voucher that was never published breaks nothing."""
     device = shop.device()
     device.wants = [Want(NONE, 3)]
-    assert device.sync().state is DeviceState.ACTIVE
+    assert device.sync().state == DeviceState.ACTIVE
 
 
 def test_asking_for_a_device_again_raises(shop: Shop) -> None:
