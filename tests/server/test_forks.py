@@ -97,7 +97,7 @@ def test_an_honest_device_answers_a_challenge_with_more_than_is_known(shop: Shop
     device.redeem(ORDER, "jam")
     device.sync()
     nonce: str = device.post(late).json()["challenge"]
-    assert device.sync(nonce=nonce).state is DeviceState.ACTIVE
+    assert device.sync(nonce=nonce).state == DeviceState.ACTIVE
 
 
 def test_a_problem_without_a_challenge_has_no_such_field(shop: Shop) -> None:
