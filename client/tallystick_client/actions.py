@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from tallystick_client.blobs import Changes, Vouchers
+from tallystick_client.blobs import Changes, Part, Vouchers
 from tallystick_client.errors import TallystickError
 from tallystick_client.reports import Receipt, SyncReport
 from tallystick_client.trust import Trusted
@@ -78,12 +78,13 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """The bundle in force. `vouchers` is changed only by who keeps it; `blobs`: how many it was made from."""
+    """The bundle in force. `digest` is of its signed manifest; `vouchers` is changed only by who keeps it."""
 
     manifest: Manifest
+    digest: str
     etag: str
     vouchers: Vouchers
-    blobs: int
+    parts: list[Part]
 
     def is_young(self, scope: str, at: datetime) -> bool:
         """Whether it is of this scope and not past its half-life, when the server signs it again."""
@@ -188,7 +189,7 @@ class KeepBundle(msgspec.Struct, frozen=True):
     """A verified manifest, with the verified blobs that are new and the roots that it needed.
 
     `vouchers`: the new state where the first blob is a snapshot; else None, and `changes` with `parts_sum` are what
-    the deltas do to the one in force: nothing where the manifest was only signed again.
+    the deltas do to the one in force, which is made of `base`: nothing where the manifest was only signed again.
     """
 
     raw: bytes
@@ -198,6 +199,7 @@ class KeepBundle(msgspec.Struct, frozen=True):
     vouchers: Vouchers | None
     changes: Changes
     parts_sum: int
+    base: list[Part] = []
     roots: list[NewRoot] = []
 
 

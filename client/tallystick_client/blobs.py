@@ -7,8 +7,11 @@ the digest that the manifest names leaves everything as it was, and the snapshot
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated
 
+import msgspec
 import zstandard
+from msgspec import Meta
 
 from tallystick_shared.bundle import (
     BLOB_BYTES_MAX,
@@ -29,6 +32,14 @@ _UNPACK_WINDOW_BYTES_MAX = 128 * 1024 * 1024
 
 Changes = Mapping[str, BundleVoucher | None]
 """Vouchers by id as they are at the end of one or more deltas; None: dropped."""
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One blob of a bundle on a till; `manifest`: the digest of the signed manifest that names it."""
+
+    sha256: str
+    bytes: Annotated[int, Meta(ge=0, le=BLOB_BYTES_MAX)]
+    manifest: str
 
 
 class Vouchers:

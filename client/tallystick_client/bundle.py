@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from tallystick_client.actions import Held
-from tallystick_client.blobs import Changes, Vouchers
+from tallystick_client.blobs import Changes, Part, Vouchers
 from tallystick_shared.bundle import HIDDEN_PREFIX, BundleVoucher, Manifest, hidden_code
 from tallystick_shared.codes import fold, trimmed
 from tallystick_shared.engine import CompiledVoucher, compile_voucher
@@ -13,13 +16,8 @@ from tallystick_shared.errors import InvalidInput
 from tallystick_shared.model import load_voucher
 from tallystick_shared.signing import sha256_hex
 
-
-class Part(msgspec.Struct, frozen=True):
-    """One blob of a bundle; `manifest`: the digest of the signed manifest that names it."""
-
-    sha256: str
-    bytes: int
-    manifest: str
+PARTS_MAX = 1024
+"""More than a till ever keeps: whoever writes more into the cache is not to be followed."""
 
 
 class Parts(msgspec.Struct, frozen=True):
@@ -27,7 +25,7 @@ class Parts(msgspec.Struct, frozen=True):
 
     manifest: str
     etag: str
-    blobs: list[Part]
+    blobs: Annotated[list[Part], Meta(max_length=PARTS_MAX)]
 
 
 class Entry:
@@ -55,10 +53,10 @@ class Entry:
 
 
 class Bundle:
-    """The bundle in force, and what it was made of."""
+    """The bundle in force, and what it was made of; `digest` is of its signed manifest."""
 
-    def __init__(self, manifest: Manifest, etag: str, vouchers: Vouchers, parts: list[Part]) -> None:
-        self.manifest, self.etag, self.vouchers, self.parts = manifest, etag, vouchers, parts
+    def __init__(self, manifest: Manifest, digest: str, etag: str, vouchers: Vouchers, parts: list[Part]) -> None:
+        self.manifest, self.digest, self.etag, self.vouchers, self.parts = manifest, digest, etag, vouchers, parts
         self._entries: dict[str, Entry] = {}
 
     def __len__(self) -> int:
@@ -66,7 +64,7 @@ class Bundle:
 
     @property
     def held(self) -> Held:
-        return Held(self.manifest, self.etag, self.vouchers, len(self.parts))
+        return Held(self.manifest, self.digest, self.etag, self.vouchers, self.parts)
 
     def is_of(self, manifest: Manifest) -> bool:
         """Whether `manifest` can lead on from this one: the same scope, epoch and salt."""
@@ -75,7 +73,9 @@ class Bundle:
             manifest.scope, manifest.server_epoch, manifest.code_salt
         )  # fmt: skip
 
-    def advance(self, manifest: Manifest, etag: str, changes: Changes, parts_sum: int, parts: list[Part]) -> None:
+    def advance(
+        self, manifest: Manifest, digest: str, etag: str, changes: Changes, parts_sum: int, parts: list[Part]
+    ) -> None:
         """Makes it the one of `manifest`, in place: the work is that of the changes."""
         for voucher_id, new in changes.items():
             # what was decoded of the voucher that had this id or this code
@@ -83,7 +83,7 @@ class Bundle:
                 if code is not None:
                     self._entries.pop(code, None)
         self.vouchers.apply(changes, parts_sum)
-        self.manifest, self.etag, self.parts = manifest, etag, parts
+        self.manifest, self.digest, self.etag, self.parts = manifest, digest, etag, parts
 
     def find(self, folded: str, spelled: str) -> Entry | None:
         """The voucher of a code; `spelled` as it was typed. What a hidden code travels as is no code."""

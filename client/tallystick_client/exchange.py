@@ -260,10 +260,15 @@ def _acknowledge(writing: Writing, change: Accept) -> None:
     counted = writing.run(
         "SELECT redemptions_so_far, minor_so_far FROM events WHERE seq = ?", (answer.acknowledged.seq,)
     ).fetchone()
-    if counted is None and answer.acknowledged.seq == 0:
-        counted = (0, 0)
-    if counted is not None:
-        writing.change(acknowledged_redemptions=counted[0], acknowledged_minor=counted[1])
+    if counted is None:
+        # at the start, or where everything up to it is purged: what was counted after it is known all the same
+        waiting, minor = writing.run(
+            "SELECT count(*), coalesce(sum((SELECT sum(json_extract(value, '$.minor'))"
+            " FROM json_each(CAST(envelope AS TEXT), '$.uses'))), 0) FROM events WHERE type = 'redeem' AND seq > ?",
+            (answer.acknowledged.seq,),
+        ).fetchone()
+        counted = state.head_redemptions - waiting, state.head_minor - minor
+    writing.change(acknowledged_redemptions=counted[0], acknowledged_minor=counted[1])
     writing.change(
         acknowledged_seq=answer.acknowledged.seq,
         acknowledged_hash=answer.acknowledged.hash,
@@ -309,7 +314,6 @@ def _purge(writing: Writing, at: datetime) -> None:
             (last[0],),
         )
     writing.execute("DELETE FROM attempts WHERE state <> 'pending' AND at < ?", (at - RETENTION,))
-    writing.execute("DELETE FROM customer_uses WHERE ends_at < ?", (at.isoformat(),))
 
 
 # ---- roots, floors, failures --------------------------------------------------------------------------------------
@@ -334,7 +338,7 @@ def keep_roots(writing: Writing, roots: Sequence[NewRoot]) -> None:
             writing.execute("DELETE FROM floors")
             writing.change(bundle_serial=writing.state.bundle_serial + 1)
         if root.receipt_changed:
-            writing.change(ledger_mark=0)
+            writing.change(ledger_mark=0, server_epoch=0)
 
 
 def keep_floor(writing: Writing, manifest: Manifest) -> None:

@@ -67,7 +67,8 @@ class Fetching:
             fresh = vouchers
             fresh.apply(changes, parts_sum)
             changes = {}
-        return KeepBundle(self._raw, self.manifest, self._etag, self._blobs, fresh, changes, parts_sum, roots)
+        base = [] if self._held is None else self._held.parts
+        return KeepBundle(self._raw, self.manifest, self._etag, self._blobs, fresh, changes, parts_sum, base, roots)
 
 
 def _following(manifest: Manifest, held: Held) -> list[DeltaRef] | None:
@@ -76,7 +77,7 @@ def _following(manifest: Manifest, held: Held) -> list[DeltaRef] | None:
     if (ours.scope, ours.server_epoch, ours.code_salt) != (manifest.scope, manifest.server_epoch, manifest.code_salt):
         return None
     following = deltas_after(manifest, ours.version)
-    if following is None or held.blobs + len(following) > BLOBS_MAX:
+    if following is None or len(held.parts) + len(following) > BLOBS_MAX:
         return None
     anew = deltas_after(manifest, manifest.snapshot.version) or []
     cost, cost_anew = (sum(one.bytes for one in refs) for refs in (following, anew))

@@ -103,7 +103,7 @@ def _bundle(given: OfBundle) -> Facts:
 def _held(manifest: Manifest, held: HeldBundle) -> Held:
     by_code = {one.code: BundleVoucher(one.id, 1, one.code, msgspec.Raw(_bytes(one.voucher))) for one in held.vouchers}
     ours = msgspec.structs.replace(manifest, server_epoch=held.server_epoch, version=held.version)
-    return Held(ours, "", summed(by_code), 1)
+    return Held(ours, "", "", summed(by_code), [])
 
 
 def _fetched(given: OfBundle, fetching: Fetching, fell_back: str | None) -> Facts:

@@ -90,7 +90,7 @@ class Keeper:
     def sync_machine(self, patient: bool) -> tuple[Machine, Start]:
         with self.journal.read() as view:
             bundle = self.terminal.bundle(view)
-            held = None if bundle is None else bundle.held
+            held = None if bundle is None or not self.store.holds(bundle) else bundle.held
             reading, trusted, proof = exchange.reading(view), exchange.trusted_state(view), exchange.proof(view)
             start = Start(reading, trusted, held, patient, proof)
         return Machine(self.config.device, self.key), start
@@ -132,6 +132,7 @@ class Keeper:
                     writing.change(batch_events_max=batch_events_max)
             case Accept():
                 granted, closed = exchange.accept(writing, change, judged, read_clock(self.clock))
+                self.terminal.forget_ended(writing)
             case KeepRoots(roots):
                 exchange.keep_roots(writing, roots)
             case Failed():
@@ -142,7 +143,9 @@ class Keeper:
 
     def _keep_bundle(self, change: KeepBundle) -> Persisted:
         # the cache first: a floor above what the cache has would leave this till without vouchers
-        parts = self.store.keep(change)
+        with self.journal.read() as view:
+            bundle = self.terminal.bundle(view)
+        parts = self.store.keep(change, "" if bundle is None else bundle.digest)
         with self.journal.write() as writing:
             exchange.keep_roots(writing, change.roots)
             exchange.keep_floor(writing, change.manifest)

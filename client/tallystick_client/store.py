@@ -26,8 +26,8 @@ import diskcache
 import msgspec
 
 from tallystick_client.actions import KeepBundle
-from tallystick_client.blobs import Changes, Vouchers, delta, ends_of, snapshot, together
-from tallystick_client.bundle import Bundle, Part, Parts
+from tallystick_client.blobs import Changes, Part, Vouchers, delta, ends_of, snapshot, together
+from tallystick_client.bundle import Bundle, Parts
 from tallystick_client.errors import StorageError, TallystickError, Untrusted
 from tallystick_client.schema import explained
 from tallystick_client.trust import Trusted
@@ -118,11 +118,25 @@ class Store:
                 if collecting:
                     gc.enable()
 
-    def keep(self, change: KeepBundle) -> list[Part]:
-        """Commits a verified bundle in one transaction, and what it is made of; what no bundle needs leaves with it."""
+    def holds(self, bundle: Bundle) -> bool:
+        """Whether the blobs of `bundle` are in the cache, so that deltas can be added to them: it may have been set
+        aside, or removed, since this process read it."""
         with self._lock:
             try:
-                return self._keep(change)
+                raw = self._open().get(f"bundle/{bundle.manifest.scope}")
+                return raw is not None and _leads_on(_PARTS.decode(raw), bundle.parts)
+            except (Untrusted, msgspec.DecodeError, sqlite3.DatabaseError, diskcache.Timeout) as error:
+                self._refuse(error)
+                return False
+
+    def keep(self, change: KeepBundle, in_force: str) -> list[Part]:
+        """Commits a verified bundle in one transaction, and what it is made of; what no bundle needs leaves with it.
+
+        `in_force`: the digest of the manifest that the journal goes by until it has the roots of `change`.
+        """
+        with self._lock:
+            try:
+                return self._keep(change, in_force)
             except (Untrusted, msgspec.DecodeError, sqlite3.DatabaseError, diskcache.Timeout) as error:
                 self._refuse(error)
                 raise StorageError(
@@ -131,16 +145,17 @@ class Store:
 
     def _load(self, trusted: Trusted, scope: str, before: Bundle | None) -> Bundle | None:
         cache = self._open()
-        first = cache.get(f"bundle/{scope}")
-        if first is None:
-            return None
-        try:
-            return self._assemble(trusted, scope, _PARTS.decode(first), before)
-        except (Untrusted, msgspec.DecodeError) as error:
-            second = cache.get(f"before/{scope}")
-            if second is None:
-                raise Untrusted(str(error), code="FOREIGN_CACHE") from error
-            return self._assemble(trusted, scope, _PARTS.decode(second), before)
+        with cache.transact():  # one view: another process may be keeping the next bundle, and removing this one
+            first = cache.get(f"bundle/{scope}")
+            if first is None:
+                return None
+            try:
+                return self._assemble(trusted, scope, _PARTS.decode(first), before)
+            except (Untrusted, msgspec.DecodeError) as error:
+                second = cache.get(f"before/{scope}")
+                if second is None:
+                    raise Untrusted(str(error), code="FOREIGN_CACHE") from error
+                return self._assemble(trusted, scope, _PARTS.decode(second), before)
 
     def _assemble(self, trusted: Trusted, scope: str, parts: Parts, before: Bundle | None) -> Bundle:
         """Each blob must be named by a signed manifest of its own, and all of them lead on from one to the next."""
@@ -171,11 +186,11 @@ class Store:
             raise Untrusted("the parts of the bundle do not lead to its version", code="FOREIGN_CACHE")
         changes, total = together(deltas), int(manifest.state_digest, 16)
         if before is not None:
-            before.advance(manifest, parts.etag, changes, total, parts.blobs)
+            before.advance(manifest, parts.manifest, parts.etag, changes, total, parts.blobs)
             return before
         vouchers = Vouchers(by_code, total)
         vouchers.apply(changes, total)
-        return Bundle(manifest, parts.etag, vouchers, parts.blobs)
+        return Bundle(manifest, parts.manifest, parts.etag, vouchers, parts.blobs)
 
     def _manifest(self, sha256: str) -> bytes:
         raw = self._open().get(f"manifest/{sha256}")
@@ -190,26 +205,24 @@ class Store:
             raise Untrusted("a part of the bundle is missing", code="WRONG_DIGEST")
         return b"".join(chunks)
 
-    def _keep(self, change: KeepBundle) -> list[Part]:
+    def _keep(self, change: KeepBundle, in_force: str) -> list[Part]:
         scope, digest = change.manifest.scope, sha256_hex(change.raw)
         cache = self._open()
-        old = cache.get(f"bundle/{scope}")
-        blobs = [Part(one.ref.sha256, one.ref.bytes, digest) for one in change.blobs]
-        if change.vouchers is None:
-            if old is None:
-                raise Untrusted("the bundle that deltas lead on from is missing", code="FOREIGN_CACHE")
-            blobs = [*_PARTS.decode(old).blobs, *blobs]
+        blobs = [*change.base, *(Part(one.ref.sha256, one.ref.bytes, digest) for one in change.blobs)]
         parts = Parts(digest, change.etag, blobs)
         wanted = {f"bundle/{scope}": encode(parts), f"manifest/{digest}": change.raw}
-        if change.roots and old is not None:
-            wanted[f"before/{scope}"] = bytes(old)
         for one in change.blobs:
             for index in range(_chunk_count(one.ref.bytes)):
                 wanted[f"blob/{one.ref.sha256}/{index}"] = one.raw[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
         kept = _keys_of(parts)
-        if f"before/{scope}" in wanted:
-            kept |= _keys_of(_PARTS.decode(wanted[f"before/{scope}"]))
         with cache.transact():
+            there = {key: _PARTS.decode(raw) for key in _heads(scope) if (raw := cache.get(key)) is not None}
+            if change.vouchers is None and not any(_leads_on(one, change.base) for one in there.values()):
+                raise StorageError("the cache was changed while this till synced: sync again", code="BUSY")
+            earlier = next((one for one in there.values() if one.manifest == in_force), None)
+            if change.roots and earlier is not None:
+                wanted[f"before/{scope}"] = encode(earlier)
+                kept |= _keys_of(earlier)
             for key in list(cache):
                 if key not in wanted and key not in kept:
                     cache.delete(key)
@@ -250,6 +263,15 @@ class Store:
 def _is_malformed(error: sqlite3.Error) -> bool:
     """Tables that are not diskcache's own give a plain SQL error."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_ERROR
+
+
+def _heads(scope: str) -> tuple[str, str]:
+    return f"bundle/{scope}", f"before/{scope}"
+
+
+def _leads_on(parts: Parts, base: list[Part]) -> bool:
+    """Whether all of `base` is there."""
+    return parts.blobs[: len(base)] == base
 
 
 def _demand_named(part: Part, ref: BlobRef) -> None:

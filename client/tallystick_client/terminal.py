@@ -13,7 +13,8 @@ import msgspec
 
 from tallystick_client.actions import KeepBundle
 from tallystick_client.attempts import close_attempt, earlier_receipt, pending_id
-from tallystick_client.bundle import Bundle, Entry, Part
+from tallystick_client.blobs import Part
+from tallystick_client.bundle import Bundle, Entry
 from tallystick_client.errors import InvalidInput, NotNow, StorageError
 from tallystick_client.exchange import keep_floor, trusted_state
 from tallystick_client.journal import Journal, State, Writing, new_id
@@ -24,6 +25,7 @@ from tallystick_shared.codes import fold
 from tallystick_shared.engine import Allowance, Reason, Result, Usage, brief, evaluate, result_json
 from tallystick_shared.journal import EventType, PlainBody, RedeemBody, Use, encode
 from tallystick_shared.model import Order, order_json, parse_order
+from tallystick_shared.signing import sha256_hex
 from tallystick_shared.wire import DeviceState
 
 CODES_MAX = 32
@@ -150,10 +152,24 @@ class Terminal:
     def take(self, change: KeepBundle, parts: list[Part], serial: int) -> None:
         """The bundle that this process has just verified and kept: it need not be read again."""
         if change.vouchers is not None:
-            self._bundle = Bundle(change.manifest, change.etag, change.vouchers, parts)
+            self._bundle = Bundle(change.manifest, sha256_hex(change.raw), change.etag, change.vouchers, parts)
         elif self._bundle is not None:
-            self._bundle.advance(change.manifest, change.etag, change.changes, change.parts_sum, parts)
+            digest = sha256_hex(change.raw)
+            self._bundle.advance(change.manifest, digest, change.etag, change.changes, change.parts_sum, parts)
         self._serial = serial
+
+    def forget_ended(self, writing: Writing) -> None:
+        """What is known of customers goes with the end of its voucher, which may have been put off since."""
+        at, bundle = writing.state.mark_at, self.bundle(writing)
+        ended = writing.run("SELECT DISTINCT voucher_id FROM customer_uses WHERE ends_at < ?", (at.isoformat(),))
+        for (voucher_id,) in ended.fetchall():
+            entry = None if bundle is None else bundle.by_id(voucher_id)
+            voucher = None if entry is None or entry.compiled is None else entry.compiled.voucher
+            if voucher is None or (voucher.valid_until is not None and voucher.valid_until < at):
+                writing.execute("DELETE FROM customer_uses WHERE voucher_id = ?", (voucher_id,))
+            else:
+                until = None if voucher.valid_until is None else voucher.valid_until.astimezone(UTC)
+                writing.execute("UPDATE customer_uses SET ends_at = ? WHERE voucher_id = ?", (until, voucher_id))
 
     def demand_bundle(self, view: Writing) -> Bundle:
         bundle = self.bundle(view)

