@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 import msgspec
 
 from tallystick_client.blobs import Changes, Part, Vouchers
-from tallystick_client.errors import TallystickError
+from tallystick_client.errors import TallystickError, Untrusted
 from tallystick_client.reports import Receipt, SyncReport
 from tallystick_client.trust import Trusted
 from tallystick_shared.bundle import BlobRef, DeltaRef, Manifest
@@ -129,17 +129,29 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class LineDown(msgspec.Struct, frozen=True):
+    """No answer. `sent`: False where nothing of the request left this machine."""
+
     why: str
+    sent: bool = True
 
 
-Event = Start | Woken | Persisted | Kept | Answer | LineDown
+class Unbelieved(msgspec.Struct, frozen=True):
+    """A verified answer was not kept: it is none to this till's journal."""
+
+    error: Untrusted
+
+
+Event = Start | Woken | Persisted | Kept | Answer | LineDown | Unbelieved
 
 
 # ---- what comes out -----------------------------------------------------------------------------------------------
 
 
 class Send(msgspec.Struct, frozen=True):
-    """`path` starts with a slash and is below the server's address; no more than `bytes_max` of an answer are read."""
+    """`path` starts with a slash and is below the server's address; no more than `bytes_max` of an answer are read.
+
+    `timeout_s`: for each step, as connecting and reading on. `within_s`: for all of it; None: what the line allows.
+    """
 
     method: str
     path: str
@@ -147,12 +159,18 @@ class Send(msgspec.Struct, frozen=True):
     body: bytes
     bytes_max: int
     timeout_s: float = 30.0
+    within_s: float | None = None
 
 
 class Prepare(msgspec.Struct, frozen=True):
-    """Close the leases that are done, durably, then read the next batch."""
+    """Close the leases that are done, durably, then read the next batch.
+
+    `too_small`: those that could not serve what was wanted of them too; only once the server has answered, for without
+    a line what is left of them is better than nothing.
+    """
 
     batch_events_max: int | None = None
+    too_small: bool = False
 
 
 class NewRoot(msgspec.Struct, frozen=True):
@@ -204,7 +222,7 @@ class KeepBundle(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """No answer, or not now: when to come again. `not_before_at`: the server's own wish, which binds any sync."""
+    """No answer, or none to go on with: when to come again. `not_before_at`: the server's own wish; it binds any sync."""
 
     next_attempt_at: datetime
     not_before_at: datetime | None
@@ -277,8 +295,17 @@ PROBLEM_TYPE = "application/problem+json"
 
 def is_the_servers_word(answer: Answer) -> bool:
     """Whether a refusal is the server's own: a problem document with a code. A captive portal or a proxy sends none."""
+    return 400 <= answer.status < 500 and _is_a_problem(answer)
+
+
+def binds(answer: Answer) -> bool:
+    """Whether its `Retry-After` is the server's own wish: it stands in a problem document that says so."""
+    return answer.status in (429, 503) and _is_a_problem(answer)
+
+
+def _is_a_problem(answer: Answer) -> bool:
     kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return 400 <= answer.status < 500 and kind == PROBLEM_TYPE and _problem(answer) is not None
+    return kind == PROBLEM_TYPE and _problem(answer) is not None
 
 
 def problem_of(answer: Answer) -> tuple[str, str]:
@@ -298,18 +325,22 @@ def _problem(answer: Answer) -> Problem | None:
 
 
 def retry_after_s(answer: Answer | None, now: datetime) -> float:
-    """`Retry-After` in seconds from now, as a number or a date (RFC 9110, 10.2.3); 0 without one, at most a day."""
+    """`Retry-After` in seconds from now, as a number or a date (RFC 9110, 10.2.3); 0 without one.
+
+    At most a day, and an hour where it may be the word of a captive portal or a proxy.
+    """
     text = "" if answer is None else answer.headers.get("retry-after", "").strip()
-    if not text:
+    if answer is None or not text:
         return 0
+    most_s = 86_400 if binds(answer) else 3_600
     if text.isdecimal():
-        return min(86_400, int(text[:9]))
+        return min(most_s, int(text[:9]))
     try:
         when = parsedate_to_datetime(text)
     except ValueError:
         return 0
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return min(86_400, max(0, (when - now).total_seconds()))
+    return min(most_s, max(0, (when - now).total_seconds()))
 
 
 def challenge_of(answer: Answer) -> str:

@@ -7,6 +7,7 @@ no till. `line.json` is written before anything is sent, so that no request is m
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
@@ -68,6 +69,9 @@ class Lock:
 
     def release(self) -> None:
         if self._descriptor >= 0:
+            # a process that was forked meanwhile has it open too: closing it here would not be enough
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
 

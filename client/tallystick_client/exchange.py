@@ -92,8 +92,9 @@ def _open_leases(view: Writing, through_seq: int) -> list[Lease]:
 # ---- leases -------------------------------------------------------------------------------------------------------
 
 
-def close_done_leases(writing: Writing, judged: Judged) -> int:
-    """Closes, durably, the leases that are used up, expired, or too small for what was wanted of them; how many.
+def close_done_leases(writing: Writing, judged: Judged, *, too_small: bool = False) -> int:
+    """Closes, durably, the leases that are used up or expired; with `too_small` also those that could not serve what
+    was wanted of them. How many.
 
     Of a till that is retired, all.
     """
@@ -104,8 +105,9 @@ def close_done_leases(writing: Writing, judged: Judged) -> int:
     rows = writing.run(
         f"SELECT id, CASE WHEN {_USED_UP} THEN 'used up' WHEN expires_at <= ? THEN 'expired' ELSE 'too small' END"
         f" FROM leases WHERE state = 'active'"
-        f" AND ({_USED_UP} OR expires_at <= ? OR voucher_id IN (SELECT voucher_id FROM wants)) ORDER BY number",
-        (at, at),
+        f" AND ({_USED_UP} OR expires_at <= ? OR (? AND voucher_id IN (SELECT voucher_id FROM wants)))"
+        " ORDER BY number",
+        (at, at, too_small),
     ).fetchall()
     return close_leases(writing, judged, dict(rows))
 

@@ -126,8 +126,8 @@ class Keeper:
         granted = closed = 0
         judged = self.terminal.judged(writing)
         match change:
-            case Prepare(batch_events_max):
-                closed = exchange.close_done_leases(writing, judged)
+            case Prepare(batch_events_max, too_small):
+                closed = exchange.close_done_leases(writing, judged, too_small=too_small)
                 if batch_events_max is not None:
                     writing.change(batch_events_max=batch_events_max)
             case Accept():

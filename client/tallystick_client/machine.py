@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
+import msgspec
+
 from tallystick_client import requests
 from tallystick_client.actions import (
     Accept,
@@ -28,8 +30,10 @@ from tallystick_client.actions import (
     Reading,
     Start,
     Tick,
+    Unbelieved,
     Wait,
     Woken,
+    binds,
     challenge_of,
     is_the_servers_word,
     problem_of,
@@ -43,10 +47,7 @@ from tallystick_client.trust import Trusted
 from tallystick_shared.errors import RemoteError, Untrusted
 from tallystick_shared.journal import BATCH_EVENTS_MAX
 from tallystick_shared.signing import SigningKey, sha256_hex
-from tallystick_shared.wire import (
-    DeviceState,
-    Outcome,
-)
+from tallystick_shared.wire import DeviceState, Outcome
 
 ROUNDS_MAX = 500
 """Of one sync: enough for 250,000 events, and an end whatever the server says."""
@@ -79,6 +80,8 @@ class Machine:
         self._request_sha256 = ""
         self._challenge = ""
         self._reauthenticated = False
+        self._too_large = False  # a batch of this sync was
+        self._closes_small = False  # leases too small for what was wanted of them: once the server has answered
         self._resume: _Resume
         self._unbelieved: Untrusted | None = None
         self._error: TallystickError | None = None
@@ -92,6 +95,8 @@ class Machine:
             raise RuntimeError(f"{type(event).__name__} is no event of phase {self.phase.value}")
         try:
             phase, action = self._handle(event, tick)
+        except RemoteError as error:  # also a portal that answers for the server: no loop may ask it without a pause
+            phase, action = self._give_up(error, self._appointment(None, tick))
         except TallystickError as error:
             phase, action = Phase.DONE, Done(None, error)
         if phase not in allowed:
@@ -110,13 +115,16 @@ class Machine:
                 return self._send_sync(tick)
             case Phase.ACCEPTING, Persisted():
                 return self._accepted(event, tick)
+            case Phase.ACCEPTING, Unbelieved():
+                raise event.error
             case ((Phase.KEEPING_BUNDLE | Phase.KEEPING_ROOTS), Persisted()):
                 self._reading = event.reading
                 return self._done()
             case Phase.FAILING, Persisted():
                 return Phase.DONE, Done(None, self._error)
             case _, LineDown():
-                return self._fail(f"there is no line to the server ({event.why})", "NO_CONNECTION", None, tick)
+                message = f"there is no line to the server ({event.why})"
+                return self._fail(message, "NO_CONNECTION", self._appointment(None, tick, suspect=event.sent))
             case _, Answer():
                 return self._answered(event, tick)
         raise RuntimeError(f"no way on from {self.phase.value}")
@@ -138,10 +146,13 @@ class Machine:
 
     def _first_batch(self) -> int | None:
         """Once batches get through again, they grow again."""
-        return None if self._reading.failures else min(BATCH_EVENTS_MAX, 2 * self._reading.batch_events_max)
+        return None if self._reading.failures else self._larger_batch()
 
-    def _prepare(self, batch_events_max: int | None) -> tuple[Phase, Action]:
-        return Phase.PREPARING, Persist(Prepare(batch_events_max))
+    def _larger_batch(self) -> int:
+        return min(BATCH_EVENTS_MAX, 2 * self._reading.batch_events_max)
+
+    def _prepare(self, batch_events_max: int | None, *, too_small: bool = False) -> tuple[Phase, Action]:
+        return Phase.PREPARING, Persist(Prepare(batch_events_max, too_small))
 
     def _take(self, persisted: Persisted) -> None:
         self._reading = persisted.reading
@@ -173,7 +184,13 @@ class Machine:
         self._answer_manifest = (answer.server_epoch, answer.manifest_version)
         for exception in answer.exceptions:
             self._outcomes[exception.outcome] = self._outcomes.get(exception.outcome, 0) + 1
-        return Phase.ACCEPTING, Persist(Accept(answer, reading.wants, self._taken_roots()))
+        # with new bundle keys the bundle in force would be believed no more: such a root waits for the new bundle
+        roots = [] if any(one.bundle_changed for one in self._roots) else self._taken_roots()
+        wants = reading.wants
+        if not self._closes_small:  # the others wait: a lease may be in their way that is too small for them
+            granted = {lease.voucher_id for lease in answer.leases if lease.number > reading.lease_number}
+            wants = [want for want in wants if want.voucher_id in granted]
+        return Phase.ACCEPTING, Persist(Accept(answer, wants, roots))
 
     def _accepted(self, persisted: Persisted, tick: Tick) -> tuple[Phase, Action]:
         before, after = self._reading.after, persisted.reading.after
@@ -183,8 +200,10 @@ class Machine:
         moved = after != before or persisted.leases_closed > 0
         # a restored server waits for what is told in its new epoch, even where nothing else waits
         more = new_epoch or (moved and after.seq < persisted.reading.head.seq)
-        if more and self._rounds < ROUNDS_MAX:
-            return self._prepare(None)
+        too_small = bool(self._reading.wants) and not self._closes_small
+        if (more or too_small) and self._rounds < ROUNDS_MAX:
+            self._closes_small = self._closes_small or too_small
+            return self._prepare(None if self._too_large else self._larger_batch(), too_small=too_small)
         return self._catch_up(tick)
 
     # -- a server that has forgotten this till
@@ -240,6 +259,8 @@ class Machine:
             receipt_changed=set(old.roles.receipt.kids) != set(new.roles.receipt.kids),
         )
         self._roots.append(taken)
+        if taken.receipt_changed:  # what the old keys signed binds no longer, nor is it told to the server
+            self._reading = msgspec.structs.replace(self._reading, server_epoch=0, ledger_mark=0)
         return self._resume(tick)
 
     # -- the bundle
@@ -250,12 +271,18 @@ class Machine:
             return self._finish()
         held = self._held
         young = held is not None and held.is_young(self._reading.scope, tick.at)
-        if held is not None and young and (held.manifest.server_epoch, held.manifest.version) == (epoch, version):
+        newest = held is not None and (held.manifest.server_epoch, held.manifest.version) == (epoch, version)
+        if newest and young and self._is_in_the_journal(held):
             return self._finish()
         return self._send_manifest(tick)
 
+    def _is_in_the_journal(self, held: Held | None) -> bool:
+        """Not where this till died after its cache had a bundle and before its journal did; then it is kept again."""
+        return held is not None and held.manifest.version == self._reading.bundle_version
+
     def _send_manifest(self, tick: Tick) -> tuple[Phase, Action]:
-        return Phase.MANIFEST, requests.manifest(self._device, self._key, self._reading.scope, self._held, tick)
+        held = self._held if self._is_in_the_journal(self._held) else None
+        return Phase.MANIFEST, requests.manifest(self._device, self._key, self._reading.scope, held, tick)
 
     def _manifest_came(self, tick: Tick) -> tuple[Phase, Action]:
         try:
@@ -300,14 +327,17 @@ class Machine:
             return self._succeeded(answer, tick)
         if answer.status == 429 or answer.status >= 500:
             code, detail = problem_of(answer)
-            return self._fail(f"the server cannot answer now: {detail}", code, answer, tick)
+            failed = self._appointment(answer, tick, suspect=answer.status >= 500)
+            return self._fail(f"the server cannot answer now: {detail}", code, failed)
         if answer.status == 413 and self.phase is Phase.SYNCING and len(self._reading.events) > 1:
+            self._too_large = True
             return self._prepare(len(self._reading.events) // 2)
         if self.phase is Phase.MANIFEST and answer.status == 304 and self._held is not None:
             return self._finish()
         if not is_the_servers_word(answer):
             code, _ = problem_of(answer)
-            return self._fail(f"something else than the server answered, with {answer.status}", code, answer, tick)
+            message = f"something else than the server answered, with {answer.status}"
+            return self._fail(message, code, self._appointment(answer, tick))
         if self.phase is Phase.ROOT and answer.status == 404 and self._unbelieved is not None:
             raise self._unbelieved
         if challenge := challenge_of(answer) if self.phase is Phase.SYNCING and not self._challenge else "":
@@ -341,17 +371,25 @@ class Machine:
                 self._etag = answer.headers.get("etag", "")[:256]
                 return self._manifest_came(tick)
 
-    def _fail(self, message: str, code: str, answer: Answer | None, tick: Tick) -> tuple[Phase, Action]:
+    def _appointment(self, answer: Answer | None, tick: Tick, *, suspect: bool = False) -> Failed:
+        """When to come again. `suspect`: it may be the batch that failed."""
         failures = self._reading.failures + 1
         asked_s = retry_after_s(answer, tick.at)
         # the lot is drawn after the cap, and after the time that the server named: it named the same one to everybody
         cap_s = max(min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2 ** min(failures, 20)), SPREAD_S if asked_s else 0)
         next_attempt_at = tick.at + timedelta(seconds=asked_s + tick.jitter * cap_s)
-        not_before_at = tick.at + timedelta(seconds=asked_s) if asked_s else None
-        halve = self.phase is Phase.SYNCING and failures % HALVE_AFTER == 0 and len(self._reading.events) > 1
-        self._error = TryLater(message, next_attempt_at=next_attempt_at, code=code)
-        change = Failed(next_attempt_at, not_before_at, len(self._reading.events) // 2 if halve else None)
-        return Phase.FAILING, Persist(change)
+        binding = asked_s > 0 and answer is not None and binds(answer)
+        not_before_at = tick.at + timedelta(seconds=asked_s) if binding else None
+        halve = suspect and self.phase is Phase.SYNCING and failures % HALVE_AFTER == 0
+        count = len(self._reading.events)
+        return Failed(next_attempt_at, not_before_at, count // 2 if halve and count > 1 else None)
+
+    def _fail(self, message: str, code: str, failed: Failed) -> tuple[Phase, Action]:
+        return self._give_up(TryLater(message, next_attempt_at=failed.next_attempt_at, code=code), failed)
+
+    def _give_up(self, error: TallystickError, failed: Failed) -> tuple[Phase, Action]:
+        self._error = error
+        return Phase.FAILING, Persist(failed)
 
     def _finish(self) -> tuple[Phase, Action]:
         """The end, once roots that nothing else was kept with are kept."""

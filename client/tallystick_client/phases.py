@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from tallystick_client.actions import Answer, LineDown, Persisted, Start, Woken
+from tallystick_client.actions import Answer, LineDown, Persisted, Start, Unbelieved, Woken
 
 
 class Phase(Enum):
@@ -43,7 +43,8 @@ TRANSITIONS: dict[Phase, dict[type[Any], frozenset[Phase]]] = {
         LineDown: frozenset({Phase.FAILING}),
     },
     Phase.ACCEPTING: {
-        Persisted: frozenset({Phase.PREPARING, Phase.ROOT, Phase.MANIFEST, Phase.KEEPING_ROOTS, Phase.DONE})
+        Persisted: frozenset({Phase.PREPARING, Phase.ROOT, Phase.MANIFEST, Phase.KEEPING_ROOTS, Phase.DONE}),
+        Unbelieved: frozenset({Phase.FAILING}),
     },
     Phase.AGAIN: {
         Answer: frozenset({Phase.SYNCING, Phase.ROOT, Phase.FAILING, Phase.DONE}),

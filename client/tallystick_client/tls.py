@@ -52,9 +52,11 @@ class Tls(msgspec.Struct, frozen=True):
 
 
 def checked_url(url: str) -> str:
-    """`http://` or `https://` and a host; raises `InvalidInput`."""
+    """`http://` or `https://` and a host; raises `InvalidInput`, which never shows a password."""
     if not _is_address(url):
         raise InvalidInput("server_url", "must be the address of a server, as in https://vouchers.example.org")
+    if "@" in urlsplit(url).netloc:
+        raise InvalidInput("server_url", "must hold no user and no password: a till signs what it asks for")
     return url.rstrip("/")
 
 
@@ -176,7 +178,8 @@ def without_password(proxy: str) -> str:
 def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        spaced = any(one.isspace() for one in url)  # `urlsplit` drops some, and keeps others in the host
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0 and not spaced
     except ValueError:
         return False
 

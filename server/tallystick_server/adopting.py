@@ -5,6 +5,9 @@ its units move from `free` to `held` (I1), and `free` may fall below 0: then not
 
 The list can name two leases of one voucher: the first was closed in the events that follow, the second granted after
 that. The second is then put aside, which counts the same but leaves its place to the first, until that one is closed.
+
+How much a device can claim has bounds: one list in each epoch, numbers above those that are known, no lease above the
+voucher's limit, and no more leases in all than a device is ever granted.
 """
 
 from __future__ import annotations
@@ -14,31 +17,45 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from tallystick_server import auditing
 from tallystick_server.database import Transaction, chunks
 from tallystick_server.devices import Device
 from tallystick_server.ledger import PoolMoves, move_pools
 from tallystick_server.logs import LOG
+from tallystick_server.server import Ledger
+from tallystick_server.settings import Settings
 from tallystick_server.tables import devices, leases, pools, redemption_uses
 from tallystick_shared.wire import DeviceState, Lease, SyncHead
 
 _ASIDE = "lost"
 """`burned_by` of a lease that is put aside: its uses are covered, and its close returns the rest."""
+NUMBER_MAX = 10**15
 
 
-async def adopt(transaction: Transaction, device: Device, head: SyncHead, *, now: datetime) -> None:
-    """Takes the leases of `head.held` that are not known, before the events are settled that used them."""
+async def adopt(
+    transaction: Transaction, settings: Settings, device: Device, head: SyncHead, ledger: Ledger, *, now: datetime
+) -> None:
+    """Takes the leases of `head.held` that are not known, before the events are settled that used them.
+
+    Only from the first list in an epoch: later ones, at later places in the journal, name a part of the same leases.
+    """
+    mine = devices.c.id == device.id
+    if (await transaction.execute(select(devices.c.adopted_epoch).where(mine))).scalar_one() >= ledger.server_epoch:
+        return
     told = sorted(head.held or [], key=lambda one: one.number)
     known = await _known(transaction, device.id, told)
     limits = await _limits(transaction, sorted({one.voucher_id for one in told}))
     ids, numbers = {row.id for row in known}, {row.number for row in known if row.device_id == device.id}
     taken: list[Lease] = []
+    room = settings.leases_per_device_max - await _count(transaction, device.id)
     for one in told:
         if one.id in ids:
             continue
-        if one.number in numbers or not _makes_sense(one, limits.get(one.voucher_id, {})):
+        # what is not above the last known number was granted before, and would be known
+        fits = device.lease_number < one.number <= NUMBER_MAX and len(taken) < room
+        if not fits or one.number in numbers or not _makes_sense(one, limits.get(one.voucher_id, {})):
             LOG.warning("a lease is not adopted", device=device.id, lease=one.id, voucher=one.voucher_id)
             continue
         ids.add(one.id)
@@ -46,8 +63,15 @@ async def adopt(transaction: Transaction, device: Device, head: SyncHead, *, now
         taken.append(one)
     if taken:
         await _store(transaction, device, taken, now)
-    highest = max([device.lease_number, head.lease_number, *(one.number for one in taken)])
-    await transaction.execute(update(devices).where(devices.c.id == device.id).values(lease_number=highest))
+    highest = max([device.lease_number, min(head.lease_number, NUMBER_MAX), *(one.number for one in taken)])
+    # a journal that came as a file may not be the last word of a till that goes on
+    final = {"adopted_epoch": ledger.server_epoch} if head.server_epoch == ledger.server_epoch or head.retired else {}
+    await transaction.execute(update(devices).where(mine).values(lease_number=highest, **final))
+
+
+async def _count(transaction: Transaction, device_id: str) -> int:
+    held = select(func.count()).where(leases.c.device_id == device_id, leases.c.state.in_(("open", "burned")))
+    return int((await transaction.execute(held)).scalar_one())
 
 
 async def take_up(transaction: Transaction, device: Device) -> None:
@@ -114,11 +138,27 @@ async def _store(transaction: Transaction, device: Device, taken: Sequence[Lease
                 moves.add(one.voucher_id, measure, free=-amount, held=amount)
     await transaction.execute(insert(leases), rows)
     await move_pools(transaction, moves)
+    below = await _overdrawn(transaction, sorted({one.voucher_id for one in taken}))
+    if below:
+        LOG.warning("adopted leases were granted to others meanwhile", device=device.id, vouchers=sorted(below))
     details = {
-        one.id: {"device": device.id, "voucher": one.voucher_id, "units": one.units, "minor": one.minor}
+        one.id: {"device": device.id, "voucher": one.voucher_id, "units": one.units, "minor": one.minor,
+                 "overdrawn": below.get(one.voucher_id, {})}
         for one in taken
-    }
+    }  # fmt: skip
     await auditing.note_each(transaction, who=auditing.SERVER, action="lease.adopt", details=details, now=now)
+
+
+async def _overdrawn(transaction: Transaction, voucher_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+    """By how much more of these vouchers is out than there is, by measure: what an early end of a recovery cost."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for part in chunks(voucher_ids):
+        query = select(pools.c.voucher_id, pools.c.measure, pools.c.free)
+        for voucher_id, measure, free in await transaction.execute(
+            query.where(pools.c.voucher_id.in_(part), pools.c.free < 0)
+        ):
+            found[voucher_id][measure] = -free
+    return found
 
 
 async def _cover_earlier_uses(

@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, event, inspect, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from tallystick_server.logs import LOG
 from tallystick_server.settings import Settings
 from tallystick_server.tables import SCHEMA_REVISION
 from tallystick_shared.errors import CallerError, InvalidInput, LineError
@@ -25,6 +34,9 @@ CHUNK: Final = 5_000
 """Values in one IN list: SQLite takes 32,766 parameters in a statement, PostgreSQL 32,767."""
 _TRANSIENT: Final = ("40001", "40P01")
 """Serialisation failure and deadlock, by SQLSTATE."""
+UNREACHABLE: Final = "the database cannot be reached just now, try again in a moment"
+_UNAVAILABLE: Final = ("08", "53", "57")
+"""Connection lost, too few resources, and an operator's intervention as a shutdown, by class of SQLSTATE."""
 
 
 class Again(Exception):
@@ -42,6 +54,8 @@ class Database:
             settings.database_url,
             connect_args={"timeout": 30} if settings.sqlite_file else {},
             hide_parameters=True,
+            # PostgreSQL may have been restarted since the last request
+            pool_pre_ping=settings.sqlite_file is None,
         )
         # SQLite has one writer: waiting for it here is fair, waiting in its busy handler is not
         self._one_writer = asyncio.Lock() if settings.sqlite_file else nullcontext()
@@ -54,17 +68,29 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        async with self.engine.connect() as connection:
+        """Raises `LineError` (`DATABASE_BUSY`) where the database cannot be reached."""
+        async with self._connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[AsyncConnection]:
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self.engine.connect())
+            except OSError as error:  # of the driver, as it is: nobody listens there, or the line is down
+                LOG.error("database unavailable", error=str(error))
+                raise LineError(UNREACHABLE, code="DATABASE_BUSY") from error
             yield connection
 
     async def write(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """What `work` returns, committed. `work` runs again where another transaction came between.
 
-        Raises what `work` raises, rolled back, and `LineError` (`DATABASE_BUSY`) where it never came through.
+        Raises what `work` raises, rolled back, and `LineError` (`DATABASE_BUSY`) where it never came through or there
+        is no database to be reached.
         """
         for attempt in range(ATTEMPTS):
             try:
-                async with self._one_writer, self.engine.connect() as plain:
+                async with self._one_writer, self._connect() as plain:
                     connection = await plain.execution_options(tallystick_write=True)
                     async with connection.begin():
                         return await work(connection)
@@ -97,7 +123,7 @@ class Database:
         try:
             async with self.read() as connection:
                 return await connection.run_sync(_revision)
-        except (OSError, SQLAlchemyError) as error:
+        except (OSError, SQLAlchemyError, LineError) as error:
             raise CallerError("the database cannot be reached", code="NO_DATABASE") from error
 
     async def is_migrated(self) -> bool:
@@ -122,6 +148,19 @@ class Database:
                 f"the database ({where}) is of an older release: back it up, then run tallystick-server upgrade",
                 code="NOT_UPGRADED",
             )
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Whether the database is gone, shut down or has no connection left: nobody's request is at fault.
+
+    A connection that is refused by PostgreSQL itself has the driver's own error, which is known by its SQLSTATE.
+    """
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(cause, "sqlstate", None) or "").startswith(_UNAVAILABLE)
 
 
 def _check_address(url: str) -> None:

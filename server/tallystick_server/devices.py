@@ -37,7 +37,7 @@ REQUEST_BYTES_MAX = 8 * 1024
 _ENROL = msgspec.json.Decoder(EnrolRequest)
 _REQUEST = msgspec.json.Decoder(DeviceRequest)
 _NEXT_STATES: dict[DeviceState, frozenset[str]] = {
-    DeviceState.ACTIVE: frozenset({"suspended"}),
+    DeviceState.ACTIVE: frozenset({"pending", "suspended"}),
     DeviceState.SUSPENDED: frozenset({"pending", "active", "suspended"}),
     DeviceState.REVOKED: frozenset({"pending", "active", "suspended", "revoked"}),
     DeviceState.LOST: frozenset({"pending", "active", "suspended", "revoked", "lost"}),
@@ -154,6 +154,7 @@ async def add(
     *,
     enrolled_at: datetime,
     reported_epoch: int,
+    state: DeviceState = DeviceState.ACTIVE,
 ) -> None:
     """A device at the start of its journal. `place`: store and scope. Raises `CallerError` (`EXISTS`)."""
     known = await transaction.execute(select(devices.c.id).where(devices.c.kid == key.kid))
@@ -166,7 +167,7 @@ async def add(
         "name": request.name,
         "store_id": place[0],
         "scope": place[1],
-        "state": DeviceState.ACTIVE.value,
+        "state": state.value,
         "enrolled_at": enrolled_at,
         "seq": 0,
         "hash": chain_start(ledger.server_id, device_id, key),

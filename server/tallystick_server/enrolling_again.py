@@ -7,6 +7,9 @@ Its proof is the enrolment itself, as both sides sent it. In this order:
 3. a device that is known is answered as if it was new
 4. no declared restore can have forgotten an enrolment of the epoch that still runs: there was an undeclared one
 5. the device is added again, at the start of its journal, and its token is spent, if it is there at all
+
+A receipt key that is in use no more proves nothing by itself: it may have been replaced because it was stolen. What it
+signed, and who comes while no recovery runs, is added as `pending`: an operator confirms it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from tallystick_shared.bundle import Root
 from tallystick_shared.errors import CallerError, LineError, Untrusted
 from tallystick_shared.journal import encode
 from tallystick_shared.signing import PublicKey, Typ, open_general, peek, sha256_hex, verify
-from tallystick_shared.wire import EnrolAgain, Enrolled, EnrolRequest
+from tallystick_shared.wire import DeviceState, EnrolAgain, Enrolled, EnrolRequest
 
 BODY_BYTES_MAX = 64 * 1024
 _AGAIN = msgspec.json.Decoder(EnrolAgain)
@@ -50,11 +53,13 @@ async def enrol_again(server: Server, body: bytes) -> bytes:
     verify(raw, {key.kid: key}, Typ.ENROL)
     verify(body, {key.kid: key}, Typ.ENROL_AGAIN, bytes_max=BODY_BYTES_MAX)
     # 2. this server's own word
-    enrolled: Enrolled = devices.read(_ENROLLED, verify(again.enrolled.encode(), _receipt_keys(server), Typ.ENROLLED))
+    answered = again.enrolled.encode()
+    enrolled: Enrolled = devices.read(_ENROLLED, verify(answered, _receipt_keys(server), Typ.ENROLLED))
+    in_use = peek(answered, Typ.ENROLLED)[0] in server.keys.root.roles.receipt.kids
     if (enrolled.request_sha256, enrolled.device) != (sha256_hex(raw), again.device):
         raise Untrusted("the answer is not to this enrolment", code="WRONG_ENROLMENT")
     now = server.clock()
-    row = await server.database.write(lambda t: _take_back(t, request, key, enrolled, now=now))
+    row = await server.database.write(lambda t: _take_back(t, request, key, enrolled, in_use, now=now))
     if row is None:
         raise LineError(
             "this server does not know a device that it enrolled a short time ago: it was restored from a backup, and "
@@ -86,9 +91,18 @@ def _receipt_keys(server: Server) -> dict[str, PublicKey]:
 
 
 async def _take_back(
-    transaction: Transaction, request: EnrolRequest, key: PublicKey, enrolled: Enrolled, *, now: datetime
+    transaction: Transaction,
+    request: EnrolRequest,
+    key: PublicKey,
+    enrolled: Enrolled,
+    in_use: bool,
+    *,
+    now: datetime,
 ) -> tuple[Ledger, str, str] | None:
-    """The ledger, and the device's store and scope; None where a restore was not declared."""
+    """The ledger, and the device's store and scope; None where a restore was not declared.
+
+    `in_use`: the receipt key that signed `enrolled` is of the newest root.
+    """
     ledger = await read_ledger(transaction)
     if enrolled.server != ledger.server_id:
         raise Untrusted("it is an enrolment with another server", code="WRONG_ENROLMENT")
@@ -99,7 +113,7 @@ async def _take_back(
             raise Untrusted("this device has another key", code="WRONG_ENROLMENT")
         return ledger, row.store_id, row.scope
     # 4. forgotten by which restore?
-    if enrolled.server_epoch >= ledger.server_epoch:
+    if in_use and enrolled.server_epoch >= ledger.server_epoch:
         why = f"it was enrolled in epoch {enrolled.server_epoch} and is not known"
         await recovery.suspect(transaction, enrolled.device, why=why, now=now, proven=True)
         return None
@@ -111,16 +125,18 @@ async def _take_back(
             "to make it again",
             code="NOT_FOUND",
         )
-    place = (enrolled.store_id, enrolled.scope)
+    place, at = (enrolled.store_id, enrolled.scope), enrolled.server_time
+    # while it recovers, honest tills must be able to go on
+    state = DeviceState.ACTIVE if in_use and ledger.state == "recovering" else DeviceState.PENDING
     await devices.add(
-        transaction, enrolled.device, request, key, place, ledger, enrolled_at=enrolled.server_time, reported_epoch=0
+        transaction, enrolled.device, request, key, place, ledger, enrolled_at=at, reported_epoch=0, state=state
     )
     token = enrolment_tokens.c.sha256 == secret_digest(request.token)
     used_by = (await transaction.execute(select(enrolment_tokens.c.device_id).where(token))).scalar_one_or_none()
     unspent = update(enrolment_tokens).where(token, enrolment_tokens.c.device_id.is_(None))
     await transaction.execute(unspent.values(device_id=enrolled.device))
     detail = {"store": enrolled.store_id, "scope": enrolled.scope, "epoch": enrolled.server_epoch,
-              "token_used_by": used_by}  # fmt: skip
-    what = "device.again"
-    await auditing.note(transaction, who=enrolled.device, action=what, about=enrolled.device, now=now, detail=detail)
+              "token_used_by": used_by, "state": state.value, "key_in_use": in_use}  # fmt: skip
+    who = enrolled.device
+    await auditing.note(transaction, who=who, action=recovery.AGAIN, about=who, now=now, detail=detail)
     return ledger, *place

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Row, Select, func, select
@@ -18,7 +19,9 @@ from tallystick_server.database import Transaction
 from tallystick_server.logs import LOG
 from tallystick_server.placing import Sign
 from tallystick_server.server import Server, not_found
-from tallystick_server.tables import devices, events, leases, redemption_uses, vouchers
+from tallystick_server.tables import audit, devices, events, leases, redemption_uses, vouchers
+
+_FORK: Final = "device.fork"
 
 
 class BranchView(msgspec.Struct, frozen=True):
@@ -79,11 +82,17 @@ class DeviceDetail(msgspec.Struct, frozen=True):
 async def note(
     transaction: Transaction, server: Server, device_id: str, sign: Sign, branch: int, *, now: datetime
 ) -> None:
-    """Writes the exposure into the audit, as it is once the events that showed the fork are settled."""
-    burned = [one for one in await _leases(transaction, server, device_id) if one.state == "burned"]
-    detail = {"sign": sign.value, "branch": branch, "leases": [msgspec.structs.asdict(one) for one in burned]}
+    """Writes the fork into the audit, and with the device's first one the exposure, once its events are settled.
+
+    Each branch writes no more than a line: a hostile till opens as many as it likes. `show` has the exposure of today.
+    """
+    detail: dict[str, Any] = {"sign": sign.value, "branch": branch}
+    earlier = select(audit.c.id).where(audit.c.object == device_id, audit.c.action == _FORK).limit(1)
+    if (await transaction.execute(earlier)).one_or_none() is None:
+        burned = [one for one in await _leases(transaction, server, device_id) if one.state == "burned"]
+        detail["leases"] = [msgspec.structs.asdict(one) for one in burned]
     LOG.warning("fork", device=device_id, branch=branch, sign=sign.value)
-    await auditing.note(transaction, who=auditing.SERVER, action="device.fork", about=device_id, now=now, detail=detail)
+    await auditing.note(transaction, who=auditing.SERVER, action=_FORK, about=device_id, now=now, detail=detail)
 
 
 async def show(transaction: Transaction, server: Server, device_id: str) -> DeviceDetail:

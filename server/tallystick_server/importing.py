@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from tallystick_server.database import Database, Transaction
 from tallystick_server.hiding import must_be_strong
@@ -17,6 +18,8 @@ from tallystick_shared.door import shown
 from tallystick_shared.errors import CallerError, InvalidInput
 from tallystick_shared.model import Voucher, parse_voucher
 
+_TAKEN: Final = "this is the code of a voucher already"
+"""Without the code: what is to be hidden has no place on a screen or in a log, its line is enough to find it."""
 LINE_BYTES_MAX = 4 * 1024 * 1024
 SHOWN_ERRORS_MAX = 20
 
@@ -51,12 +54,13 @@ async def import_into(
     errors: list[tuple[int, InvalidInput]] = []
     for number, raw in read_lines(path):
         try:
-            voucher = parse_voucher(raw, default_currency=settings.default_currency)
+            voucher = _read(raw, settings, hidden)
             folded = fold(voucher.code)
             if hidden:
                 must_be_strong(voucher.code)
             if folded in lines:
-                raise InvalidInput("code", f"{shown(voucher.code)} is the code of line {lines[folded]} already")
+                named = "this" if hidden else shown(voucher.code)
+                raise InvalidInput("code", f"{named} is the code of line {lines[folded]} already")
             lines[folded] = number
             found.append(voucher)
         except InvalidInput as error:
@@ -73,7 +77,10 @@ async def import_into(
 
     async def store(transaction: Transaction) -> None:
         await must_be_scopes(transaction, [scope])
-        there = [(lines[folded], exists_already(codes[folded])) for folded in await taken(transaction, list(lines))]
+        there = [
+            (lines[folded], InvalidInput("code", _TAKEN) if hidden else exists_already(codes[folded]))
+            for folded in await taken(transaction, list(lines))
+        ]
         if bad := sorted([*errors, *there], key=lambda one: one[0]):
             told = [f"{path}:{number}: {error}" for number, error in bad[:SHOWN_ERRORS_MAX]]
             raise BadFile(path, told, len(bad))
@@ -81,6 +88,16 @@ async def import_into(
 
     await database.write(store)
     return len(found)
+
+
+def _read(raw: bytes, settings: Settings, hidden: bool) -> Voucher:
+    """Raises `InvalidInput`; of a code that is to be hidden it shows nothing."""
+    try:
+        return parse_voucher(raw, default_currency=settings.default_currency)
+    except InvalidInput as error:
+        if hidden and error.path == "code":
+            raise InvalidInput("code", error.expected, code=error.code) from None
+        raise
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -237,9 +237,8 @@ async def _notes(server: Server, transaction: Transaction, ledger: Ledger) -> li
     if ledger.state == "recovering":
         found = await recovery.progress(transaction)
         notes.append(
-            f"recovering: {found.devices - len(found.unreported)} of {found.devices} devices have reported since the "
-            "restore, and until all have, no lease is granted and no voucher with a limit is used online; "
-            "tallystick-server recovery status names the others"
+            f"recovering, and until it ends no lease is granted and no voucher with a limit is used online: "
+            f"{recovery.what_to_do(found)}; tallystick-server recovery status names the devices"
         )
     forked = select(devices.c.id).where(devices.c.branches > 1, devices.c.state.in_(recovery.COUNTED))
     for device_id in (await transaction.execute(forked.order_by(devices.c.id).limit(FORKS_SHOWN))).scalars():

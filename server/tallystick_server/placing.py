@@ -93,9 +93,8 @@ async def place(
     Raises `StaleRequest`.
     """
     head, positions = batch.head, batch.positions
-    start = chain_start(ledger.server_id, device.id, device.key)
     stored = await _stored(transaction, device.id, positions)
-    anchored = positions[0] == (0, start) or positions[0] in stored
+    anchored = await is_anchored(transaction, device, batch, ledger)
     forgetful = ledger.state != "normal" or must_report(device, ledger)
     if not anchored and forgetful and device.branches == 1 and device.seq < head.after.seq:
         return None
@@ -114,6 +113,14 @@ async def place(
     if await _ends(transaction, device, branch, positions[new][0]):
         return Place(branch, new, sign)
     return Place(await _new_branch(transaction, device), new, Sign.TWO_HASHES)
+
+
+async def is_anchored(transaction: Transaction, device: Device, batch: Batch, ledger: Ledger) -> bool:
+    """Whether the batch begins at a place that is known of the device's journal, or at its start."""
+    after = batch.positions[0]
+    if after == (0, chain_start(ledger.server_id, device.id, device.key)):
+        return True
+    return bool(await _stored(transaction, device.id, [after]))
 
 
 async def known_of(transaction: Transaction, device: Device, batch: Batch, ledger: Ledger) -> Position:

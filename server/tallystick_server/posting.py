@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import and_, bindparam, delete, exists, insert, select, update
+from sqlalchemy import and_, bindparam, case, delete, exists, func, insert, literal, select, tuple_, update
 
-from tallystick_server.database import Transaction
+from tallystick_server.customers import customer_of
+from tallystick_server.database import Transaction, chunks
 from tallystick_server.devices import Device
 from tallystick_server.facts import Facts, LeaseFacts, RedemptionFacts, UseFacts, VoucherFacts
 from tallystick_server.ledger import count_customers, move_pools, note_demand
@@ -25,15 +26,24 @@ from tallystick_server.tables import (
     redemptions,
     vouchers,
 )
-from tallystick_shared.journal import Envelope, StoredEvent
+from tallystick_shared.errors import Untrusted
+from tallystick_shared.journal import EVENT_BYTES_MAX, Envelope, EventType, StoredEvent
+from tallystick_shared.terms import TEXT_MAX
 from tallystick_shared.wire import Outcome
+
+BLOCKED_PAGE: Final = 50
+BLOCKED_MAX: Final = 500
+"""Quarantined envelopes that are read for one batch; where more wait for a person, no lease of the device closes."""
 
 
 async def load(
-    transaction: Transaction, revisions: Revisions, device: Device, envelopes: Sequence[Envelope | None]
+    transaction: Transaction,
+    revisions: Revisions,
+    device: Device,
+    batch: Sequence[tuple[StoredEvent, Envelope | None]],
 ) -> Facts:
-    """Everything these events name; at most a batch's 500 of anything."""
-    readable = [envelope for envelope in envelopes if envelope is not None]
+    """Everything these events name, and nothing that grows with what others did: no more than a batch can name."""
+    readable = [envelope for _, envelope in batch if envelope is not None]
     refs = sorted({envelope.id for envelope in readable} | {envelope.ref for envelope in readable if envelope.ref})
     uses = [use for envelope in readable for use in envelope.uses]
     lease_ids = sorted({use.lease for use in uses if use.lease})
@@ -50,12 +60,41 @@ async def load(
     facts.vouchers = await _vouchers(transaction, sorted(voucher_ids))
     named = {(use.voucher_id, use.revision_sha256) for use in uses if use.revision_sha256 is not None}
     facts.revisions = await revisions.get(transaction, named)
-    if limited := sorted({key[0] for key, one in facts.revisions.items() if one.voucher.limits.per_customer}):
-        counted = select(customer_uses).where(customer_uses.c.voucher_id.in_(limited))
-        for row in await transaction.execute(counted):
-            facts.customer_units[row.voucher_id, row.customer_id] = row.units
-    await _note_blocked(transaction, device.id, facts)
+    limited = {voucher_id for (voucher_id, _), one in facts.revisions.items() if one.voucher.limits.per_customer}
+    facts.customer_units = await _customer_units(transaction, batch, limited)
+    if any(envelope.type is EventType.LEASE_CLOSE for envelope in readable):  # nothing else asks
+        await _note_blocked(transaction, device.id, facts)
     return facts
+
+
+async def _customer_units(
+    transaction: Transaction, batch: Sequence[tuple[StoredEvent, Envelope | None]], limited: set[str]
+) -> dict[tuple[str, str], int]:
+    """What the customers of these redemptions have used of those of their vouchers that are `limited`."""
+    pairs: set[tuple[str, str]] = set()
+    for stored, envelope in batch:
+        if envelope is None or envelope.type is not EventType.REDEEM:
+            continue
+        asked = limited & {use.voucher_id for use in envelope.uses}
+        customer = _storable_customer(stored.body) if asked else None
+        if customer is not None:
+            pairs |= {(voucher_id, customer) for voucher_id in asked}
+    found: dict[tuple[str, str], int] = {}
+    for part in chunks(sorted(pairs)):
+        key = tuple_(customer_uses.c.voucher_id, customer_uses.c.customer_id)
+        for row in await transaction.execute(select(customer_uses).where(key.in_(part))):
+            found[row.voucher_id, row.customer_id] = row.units
+    return found
+
+
+def _storable_customer(body: bytes) -> str | None:
+    """None too where settling will not read one: an unreadable body, or an id that no order may carry."""
+    try:
+        customer = customer_of(body)
+    except Untrusted:
+        return None
+    fits = customer is not None and len(customer) <= TEXT_MAX and "\0" not in customer
+    return customer if fits else None
 
 
 async def _redemptions(transaction: Transaction, issuer: str, ids: Sequence[str]) -> dict[str, RedemptionFacts]:
@@ -85,20 +124,23 @@ async def _redemptions(transaction: Transaction, issuer: str, ids: Sequence[str]
 
 
 async def _vouchers(transaction: Transaction, ids: Sequence[str]) -> dict[str, VoucherFacts]:
-    found = {
-        row.id: VoucherFacts(
-            row.policy, row.sha256, row.status, row.revised_at, row.valid_until, row.deactivated_at, {}
-        )
-        for row in await transaction.execute(select(vouchers).where(vouchers.c.id.in_(ids)))
-    }
-    free = select(pools.c.voucher_id, pools.c.measure, pools.c.free).where(pools.c.voucher_id.in_(ids))
-    for row in await transaction.execute(free):
-        found[row.voucher_id].free[row.measure] = row.free
+    found: dict[str, VoucherFacts] = {}
+    for part in chunks(ids):
+        for row in await transaction.execute(select(vouchers).where(vouchers.c.id.in_(part))):
+            found[row.id] = VoucherFacts(
+                row.policy, row.sha256, row.status, row.revised_at, row.valid_until, row.deactivated_at, {}
+            )
+        free = select(pools.c.voucher_id, pools.c.measure, pools.c.free).where(pools.c.voucher_id.in_(part))
+        for row in await transaction.execute(free):
+            found[row.voucher_id].free[row.measure] = row.free
     return found
 
 
 async def _note_blocked(transaction: Transaction, device_id: str, facts: Facts) -> None:
-    """Which leases earlier quarantined events may have used; a person who resolves one lifts that."""
+    """Which leases earlier quarantined events may have used; a person who resolves one lifts that.
+
+    Reads envelopes page by page, and no further than the first that cannot be read: that one blocks them all.
+    """
     waiting = exists().where(
         and_(
             flags.c.device_id == events.c.device_id,
@@ -107,15 +149,26 @@ async def _note_blocked(transaction: Transaction, device_id: str, facts: Facts) 
             flags.c.state == "open",
         )
     )
-    query = select(events.c.envelope, events.c.body, events.c.seq).where(
-        events.c.device_id == device_id, events.c.outcome == Outcome.QUARANTINED.value, waiting
+    # an event that is too large cannot be read either, and need not be fetched to know it
+    too_large = func.length(events.c.envelope) + func.length(events.c.body) > EVENT_BYTES_MAX
+    envelopes = case((too_large, literal(b"", events.c.envelope.type)), else_=events.c.envelope)
+    query = (
+        select(envelopes.label("envelope"), events.c.seq)
+        .where(events.c.device_id == device_id, events.c.outcome == Outcome.QUARANTINED.value, waiting)
+        .order_by(events.c.branch, events.c.seq)
+        .limit(BLOCKED_PAGE)
     )
-    for row in await transaction.execute(query):
-        envelope = open_envelope(StoredEvent(row.envelope, row.body), row.seq)
-        if envelope is None:
-            facts.all_leases_blocked = True
-        else:
+    for start in range(0, BLOCKED_MAX, BLOCKED_PAGE):
+        page = (await transaction.execute(query.offset(start))).all()
+        for row in page:
+            envelope = open_envelope(StoredEvent(row.envelope, b""), row.seq)
+            if envelope is None:
+                facts.all_leases_blocked = True
+                return
             facts.blocked_leases.update(use.lease for use in envelope.uses if use.lease is not None)
+        if len(page) < BLOCKED_PAGE:
+            return
+    facts.all_leases_blocked = True
 
 
 async def write(

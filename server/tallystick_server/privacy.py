@@ -23,6 +23,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, select, tuple_, update
 
 from tallystick_server import auditing
+from tallystick_server.customers import customer_of
 from tallystick_server.database import Database, Transaction
 from tallystick_server.server import read_ledger
 from tallystick_server.settings import Settings
@@ -34,6 +35,7 @@ from tallystick_shared.signing import sha256_hex
 PAGE: Final = 500
 """Events read, and at most erased, in one transaction: at most 32 MB, and no till waits long."""
 _KEY = (events.c.device_id, events.c.branch, events.c.seq)
+_SALE = (redemptions.c.issuer, redemptions.c.redemption_id)
 _WAITS = exists().where(*(flags.c[column.name] == column for column in _KEY), flags.c.state == "open")
 
 
@@ -51,24 +53,10 @@ class Forgotten:
     unreadable: int
 
 
-class _Customer(msgspec.Struct):
-    id: str | None = None
-
-
-class _Order(msgspec.Struct):
-    customer: _Customer | None = None
-
-
-class _Body(msgspec.Struct):
-    order: _Order | None = None
-
-
-_BODY = msgspec.json.Decoder(_Body)
-
-
 async def erase_old_bodies(settings: Settings, *, now: datetime) -> int:
     """Erases the bodies received longer ago than `body_retention_s` that nobody has to look at; how many.
 
+    What the results of redemptions as old, or of those bodies, say of their customers goes too, online ones included.
     Raises `CallerError` (`NO_RETENTION`, `NOT_INITIALISED`).
     """
     if settings.body_retention_s is None:
@@ -81,7 +69,8 @@ async def erase_old_bodies(settings: Settings, *, now: datetime) -> int:
     try:
         await database.must_be_ready()
         erased, _ = await _erase(database, (events.c.received_at < before) & ~_WAITS, None)
-        detail = {"bodies": erased, "received_before": before.isoformat()}
+        results = await _erase_details(database, before)
+        detail = {"bodies": erased, "results": results, "received_before": before.isoformat()}
         note = partial(
             auditing.note, who=auditing.OPERATOR, action="bodies.erase", about="events", now=now, detail=detail
         )
@@ -134,11 +123,10 @@ class _Search:
         if row.type == EventType.VOID.value:
             return (row.device_id, _ref(row.envelope)) in self._mine
         try:
-            order = _BODY.decode(row.body).order
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return customer_of(row.body) == self._id
+        except Untrusted:
             self.unreadable += self._raw in row.body
             return False
-        return order is not None and order.customer is not None and order.customer.id == self._id
 
 
 def _ref(envelope: bytes) -> str:
@@ -155,7 +143,7 @@ async def _erase(
 
     How many, and how many of those wait for a person.
     """
-    columns = [*_KEY, _WAITS.label("waits")]
+    columns = [*_KEY, events.c.event_id, _WAITS.label("waits")]
     if chosen is not None:
         columns += [events.c.type, events.c.envelope, events.c.body]
     query = select(*columns).where(events.c.body != b"").order_by(*_KEY).limit(PAGE)
@@ -181,21 +169,45 @@ async def _empty(transaction: Transaction, *, rows: Sequence[Row[Any]]) -> None:
     change = update(events).where(*(column == bindparam(f"p_{column.name}") for column in _KEY)).values(body=b"")
     keys = [{f"p_{column.name}": getattr(row, column.name) for column in _KEY} for row in rows]
     await transaction.execute(change, keys)
+    # a till's clock may be years ahead: these results are as old as their bodies, whatever time they name
+    sold = [(row.device_id, row.event_id) for row in rows if row.event_id is not None]
+    if sold:
+        await _cut_details(transaction, tuple_(*_SALE).in_(sold))
+
+
+async def _erase_details(database: Database, before: datetime) -> int:
+    """Cuts the details out of the results of all redemptions made before then, page by page; of how many."""
+    query = select(*_SALE).where(redemptions.c.at < before).order_by(*_SALE).limit(PAGE)
+    last, cut = ("", ""), 0
+    while True:
+        async with database.read() as connection:
+            page = [tuple(row) for row in await connection.execute(query.where(tuple_(*_SALE) > last))]
+        if not page:
+            return cut
+        last = page[-1]
+        cut += await database.write(partial(_cut_details, condition=tuple_(*_SALE).in_(page)))
+
+
+async def _cut_details(transaction: Transaction, condition: ColumnElement[bool]) -> int:
+    """How many results had any."""
+    await _overwrite_what_is_deleted(transaction)
+    found = await transaction.execute(select(*_SALE, redemptions.c.result).where(condition))
+    rows = [
+        {"p_issuer": row.issuer, "p_redemption_id": row.redemption_id, "result": without}
+        for row in found
+        if (without := without_details(row.result)) != row.result
+    ]
+    if rows:
+        change = update(redemptions).where(*(column == bindparam(f"p_{column.name}") for column in _SALE))
+        await transaction.execute(change, rows)
+    return len(rows)
 
 
 async def _forget_accounts(transaction: Transaction, *, customer_id: str, forgotten: Forgotten, now: datetime) -> None:
     await _overwrite_what_is_deleted(transaction)
     theirs = redemptions.c.customer_id == customer_id
-    query = select(redemptions.c.issuer, redemptions.c.redemption_id, redemptions.c.result).where(theirs)
-    rows = [
-        {"p_issuer": row.issuer, "p_redemption_id": row.redemption_id, "result": without_details(row.result)}
-        for row in await transaction.execute(query)
-    ]
-    if rows:
-        change = update(redemptions).where(
-            redemptions.c.issuer == bindparam("p_issuer"), redemptions.c.redemption_id == bindparam("p_redemption_id")
-        )
-        await transaction.execute(change.values(customer_id=None), rows)
+    await _cut_details(transaction, theirs)
+    await transaction.execute(update(redemptions).where(theirs).values(customer_id=None))
     await transaction.execute(delete(customer_uses).where(customer_uses.c.customer_id == customer_id))
     ledger = await read_ledger(transaction)
     digest = sha256_hex(f"{ledger.server_id} {customer_id}".encode("utf-8", "replace"))

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
-from sqlalchemy.exc import OperationalError, StatementError
+from sqlalchemy.exc import StatementError
 
+from tallystick_server.database import UNREACHABLE, is_unavailable
 from tallystick_server.logs import LOG
 from tallystick_server.placing import StaleRequest
 from tallystick_shared.errors import CallerError, InvalidInput, LineError, TallystickError, Untrusted
@@ -62,9 +63,10 @@ def answer_http_exception(request: Request[Any, Any, Any], error: HTTPException)
 
 def answer_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """What should not happen: the log has the whole of it, the caller gets the request's id."""
-    if isinstance(error, OperationalError):
-        LOG.error("database unavailable", request_id=request_id_of(request), error=str(error.orig))
-        busy = LineError("the database cannot be reached just now, try again in a moment", code="DATABASE_BUSY")
+    if is_unavailable(error):
+        cause = error.orig if isinstance(error, StatementError) else error
+        LOG.error("database unavailable", request_id=request_id_of(request), error=str(cause))
+        busy = LineError(UNREACHABLE, code="DATABASE_BUSY")
         return answer_tallystick_error(request, busy)
     if _is_a_value(error):
         return answer_tallystick_error(request, InvalidInput("", "one of the values is not one that can be stored"))

@@ -2,13 +2,16 @@
 
 | state | how it is reached | grants, online use of limited vouchers |
 |---|---|---|
-| `normal` | at first; every device that counts has reported, or an operator ends it | yes |
+| `normal` | at first; an operator ends it, or, begun with all known, every device that counts has reported | yes |
 | `restore_suspected` | an active device has seen what this database has not | no |
 | `recovering` | an operator declares the restore: a new epoch begins | no |
 
 A device has reported when all of its journal is stored in the new epoch, with the leases it held. Active and suspended
 devices count: a suspended one goes on selling from its leases until it hears of it. One that is lost or revoked does
 not; what it knows is still taken whenever it comes, and until then it is granted nothing.
+
+A device that enrolled after the backup is not known, so it cannot be counted, and may hold leases all the same. So a
+recovery ends by itself only where the operator says that there is none.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from tallystick_server import auditing
 from tallystick_server.database import Transaction
 from tallystick_server.logs import LOG
 from tallystick_server.server import Ledger, read_ledger
-from tallystick_server.tables import devices, server
+from tallystick_server.tables import audit, devices, server, syncs
 from tallystick_shared.errors import CallerError
 from tallystick_shared.wire import SyncHead
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 COUNTED = ("active", "suspended")
 """The states of the devices that a recovery waits for."""
+BEGIN, AGAIN = "recovery.begin", "device.again"
+"""In the audit."""
 
 
 class Unreported(msgspec.Struct, frozen=True):
@@ -45,13 +50,38 @@ class Unreported(msgspec.Struct, frozen=True):
     last_sync_at: datetime | None
 
 
+class Returned(msgspec.Struct, frozen=True):
+    """A device that the database had forgotten, and that came back by itself."""
+
+    id: str
+    name: str
+    store_id: str
+    state: str
+
+
 class Progress(msgspec.Struct, frozen=True):
-    """How far a recovery is: of `devices` that count, those that have not reported in `server_epoch` yet."""
+    """How far a recovery is: of `devices` that count, those that have not reported in `server_epoch` yet.
+
+    `ends_by_itself`: once all have. `known_until`: when the newest thing happened that the database remembered when the
+    recovery began; what was decided after it is forgotten. `returned`: since it began.
+    """
 
     state: str
     server_epoch: int
     devices: int
     unreported: list[Unreported]
+    ends_by_itself: bool
+    known_until: datetime | None
+    returned: list[Returned]
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """What the audit says of the beginning of a recovery."""
+
+    known_until: datetime | None = None
+
+
+_BEGUN = msgspec.json.Decoder(_Begun)
 
 
 # undeclared
@@ -79,12 +109,13 @@ def _forgotten(ledger: Ledger, device: Device, head: SyncHead) -> str | None:
         return None  # the restore is declared, and this device has yet to hear of it
     if head.ledger_mark > ledger.mark:
         return f"it has seen ledger mark {head.ledger_mark}"
+    if device.branches == 1 and head.after.seq > device.seq:
+        # though it has yet to tell all: an answer of this very epoch acknowledged that
+        return f"event {head.after.seq} of it was acknowledged, and {device.seq} is the last that is known"
     if must_report(device, ledger):
         return None  # it is about to tell
     if head.lease_number > device.lease_number:
         return f"it holds lease number {head.lease_number}, and {device.lease_number} is the last that is known"
-    if device.branches == 1 and head.after.seq > device.seq:
-        return f"event {head.after.seq} of it was acknowledged, and {device.seq} is the last that is known"
     return None
 
 
@@ -108,21 +139,30 @@ async def suspect(transaction: Transaction, device_id: str, *, why: str, now: da
 # declared
 
 
-async def begin(transaction: Transaction, *, now: datetime) -> Progress:
-    """Declares that this database was restored from a backup. Raises `CallerError` (`WRONG_STATE`)."""
+async def begin(transaction: Transaction, *, now: datetime, all_known: bool = False) -> Progress:
+    """Declares that this database was restored from a backup; while one recovers, that it was restored once more.
+
+    `all_known`: the operator's word that no device enrolled since the backup, so that it ends with the last known one.
+    The epoch is the time: two restores of one backup begin two epochs.
+    """
     row = (await transaction.execute(select(server).with_for_update())).one()
-    if row.state == "recovering":
-        raise CallerError(
-            f"a recovery is under way already, in epoch {row.server_epoch}: it ends when every device has reported, "
-            "or with tallystick-server recovery end",
-            code="WRONG_STATE",
-        )
-    epoch = row.server_epoch + 1
-    await transaction.execute(update(server).values(server_epoch=epoch, state="recovering", suspected_by=None))
-    detail = {"was": row.state, "suspected_by": row.suspected_by, "server_epoch": epoch}
-    who, action = auditing.OPERATOR, "recovery.begin"
-    await auditing.note(transaction, who=who, action=action, about=row.server_id, now=now, detail=detail)
+    epoch = max(row.server_epoch + 1, int(now.timestamp()))
+    begun = {"server_epoch": epoch, "state": "recovering", "suspected_by": None, "recovery_ends": int(all_known)}
+    known_until = await _known_until(transaction)
+    await transaction.execute(update(server).values(**begun))
+    detail = {"was": row.state, "was_epoch": row.server_epoch, "suspected_by": row.suspected_by, "server_epoch": epoch,
+              "all_known": all_known, "known_until": known_until}  # fmt: skip
+    who, about = auditing.OPERATOR, row.server_id
+    await auditing.note(transaction, who=who, action=BEGIN, about=about, now=now, detail=detail)
+    await end_if_all_reported(transaction, now=now)  # where there is none
     return await progress(transaction)
+
+
+async def _known_until(transaction: Transaction) -> datetime | None:
+    """When the newest thing happened that the database remembers: something audited, or a sync."""
+    newest = [select(table.c.at).order_by(table.c.id.desc()).limit(1) for table in (audit, syncs)]
+    found = [(await transaction.execute(query)).scalar_one_or_none() for query in newest]
+    return max((at for at in found if at is not None), default=None)
 
 
 async def end(transaction: Transaction, *, now: datetime) -> Progress:
@@ -140,10 +180,15 @@ async def end(transaction: Transaction, *, now: datetime) -> Progress:
 async def end_if_all_reported(transaction: Transaction, *, now: datetime) -> None:
     # of two devices that report at once, the second sees the first
     state = (await transaction.execute(select(server.c.state).with_for_update())).scalar_one()
-    if state == "recovering":
-        found = await progress(transaction)
-        if not found.unreported:
-            await _end(transaction, found, who=auditing.SERVER, now=now)
+    if state != "recovering":
+        return
+    found = await progress(transaction)
+    if found.unreported:
+        return
+    if found.ends_by_itself:
+        await _end(transaction, found, who=auditing.SERVER, now=now)
+    else:
+        LOG.warning("all known devices have reported", note=what_to_do(found))
 
 
 async def note_reported(transaction: Transaction, device: Device, ledger: Ledger, *, now: datetime) -> Ledger:
@@ -156,6 +201,7 @@ async def note_reported(transaction: Transaction, device: Device, ledger: Ledger
 
 async def progress(transaction: Transaction) -> Progress:
     ledger = await read_ledger(transaction)
+    ends = (await transaction.execute(select(server.c.recovery_ends))).scalar_one()
     query = select(devices).where(devices.c.state.in_(COUNTED)).order_by(devices.c.store_id, devices.c.id)
     rows = (await transaction.execute(query)).all()
     waiting = [
@@ -163,7 +209,30 @@ async def progress(transaction: Transaction) -> Progress:
         for row in rows
         if ledger.server_epoch > max(row.reported_epoch, 1)
     ]
-    return Progress(ledger.state, ledger.server_epoch, len(rows), waiting)
+    newest = select(audit.c.id, audit.c.detail).where(audit.c.object == ledger.server_id, audit.c.action == BEGIN)
+    begun = (await transaction.execute(newest.order_by(audit.c.id.desc()).limit(1))).one_or_none()
+    known_until = None if begun is None else _BEGUN.decode(begun.detail).known_until
+    returned = [] if begun is None else await _returned(transaction, begun.id)
+    return Progress(ledger.state, ledger.server_epoch, len(rows), waiting, bool(ends), known_until, returned)
+
+
+async def _returned(transaction: Transaction, since: int) -> list[Returned]:
+    """`since`: the number in the audit after which they came."""
+    came = select(audit.c.object).where(audit.c.action == AGAIN, audit.c.id > since)
+    query = select(devices).where(devices.c.id.in_(came)).order_by(devices.c.store_id, devices.c.id)
+    return [Returned(row.id, row.name, row.store_id, row.state) for row in await transaction.execute(query)]
+
+
+def what_to_do(found: Progress) -> str:
+    """In words, for an operator, while it recovers."""
+    told = f"{found.devices - len(found.unreported)} of {found.devices} devices have reported"
+    if found.ends_by_itself:
+        return f"{told}; it ends by itself when all have"
+    late = "tills that enrolled after the backup are not known here and come back by themselves: wait for them"
+    if found.unreported:
+        return f"{told}; {late} too, then tallystick-server recovery end --yes"
+    all_said = f"all {found.devices} known devices have reported" if found.devices else "this database knows no device"
+    return f"{all_said}; {late}, then tallystick-server recovery end --yes, or at once if there are none"
 
 
 async def must_be_recovering(transaction: Transaction) -> Progress:
@@ -180,7 +249,7 @@ async def _must_be_recovering(transaction: Transaction) -> None:
 
 async def _end(transaction: Transaction, found: Progress, *, who: str, now: datetime) -> None:
     ledger = await read_ledger(transaction)
-    await transaction.execute(update(server).values(state="normal"))
+    await transaction.execute(update(server).values(state="normal", recovery_ends=0))
     detail = {"server_epoch": found.server_epoch, "devices": found.devices,
               "unreported": [one.id for one in found.unreported]}  # fmt: skip
     await auditing.note(transaction, who=who, action="recovery.end", about=ledger.server_id, now=now, detail=detail)

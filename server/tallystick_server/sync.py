@@ -119,15 +119,17 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
     # 3. what is known, and the chain
     ledger = await recovery.compare(transaction, await read_ledger(transaction), device, batch.head, now=now)
     this = _Round(server, transaction, batch, ledger, now)
-    if batch.head.server_epoch < ledger.server_epoch:
+    if batch.head.server_epoch < ledger.server_epoch and not await _is_settled_as_it_is(this, device):
         return await _answer(this, device, [], await placing.known_of(transaction, device, batch, ledger))
-    reporting = recovery.must_report(device, ledger)
-    if reporting and batch.head.held is not None:
-        await adopting.adopt(transaction, device, batch.head, now=now)
+    # one that an operator has yet to confirm brings events, and claims nothing
+    believed = device.state is not DeviceState.PENDING and batch.head.held is not None
+    reporting = believed and recovery.must_report(device, ledger)
     nonce = placing.challenge(server.keys.receipt, device)
     place = await placing.place(transaction, device, batch, ledger, nonce)
     if place is None:
         return await _answer(this, device, [], Position(device.seq, device.hash))
+    if reporting:
+        await adopting.adopt(transaction, server.settings, device, batch.head, ledger, now=now)
     if place.sign is not None:
         await leases_of.burn(transaction, device.id, by="forked")
     # 4. and 5. store and settle
@@ -137,17 +139,24 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
         await forks.note(transaction, server, device.id, place.sign, place.branch, now=now)
     known = await _known_outcomes(transaction, device, batch, place.start)
     device = await devices_of.find(transaction, device.id)
-    if reporting and batch.head.held is not None:
+    if reporting:
         this = await _report(this, device)
         device = await devices_of.find(transaction, device.id)
     return await _answer(this, device, [*known, *settled], batch.head.through)
 
 
+async def _is_settled_as_it_is(this: _Round, device: Device) -> bool:
+    """Of an older epoch, but in a file, of which there is no other: taken if nothing is missing before it."""
+    in_a_file = not this.server.grants
+    return in_a_file and await placing.is_anchored(this.transaction, device, this.batch, this.ledger)
+
+
 async def _report(this: _Round, device: Device) -> _Round:
     """In a recovery: what follows from the events that were just settled, and whether these were the last."""
     await adopting.take_up(this.transaction, device)
-    if this.batch.head.through != this.batch.head.head:
-        return this
+    head = this.batch.head
+    if head.through != head.head or (head.server_epoch < this.ledger.server_epoch and not head.retired):
+        return this  # more is to come; a till that goes on has not said its last word in a file
     ledger = await recovery.note_reported(this.transaction, device, this.ledger, now=this.now)
     return replace(this, ledger=ledger)
 
@@ -198,7 +207,8 @@ async def _store_some(
     batch, transaction = this.batch, this.transaction
     rules = _rules(this, device)
     envelopes = [open_envelope(batch.events[index], batch.seq(index)) for index in indexes]
-    facts = await posting.load(transaction, this.server.revisions, device, [] if quarantine else envelopes)
+    named = [] if quarantine else [(batch.events[index], one) for index, one in zip(indexes, envelopes, strict=True)]
+    facts = await posting.load(transaction, this.server.revisions, device, named)
     settled = []
     for index, envelope in zip(indexes, envelopes, strict=True):
         step = (batch.events[index], batch.seq(index), envelope, facts)

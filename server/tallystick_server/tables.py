@@ -32,8 +32,11 @@ server = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("server_id", ID, nullable=False),
-    Column("server_epoch", Integer, nullable=False),
+    # the unix time at which it began, except the first, which is 1
+    Column("server_epoch", BigInteger, nullable=False),
     Column("state", String(32), nullable=False),
+    # 1: an operator says that no device enrolled since the backup, so the recovery ends with the last known device
+    Column("recovery_ends", Integer, nullable=False, server_default="0"),
     # the device that has seen later answers than this database holds
     Column("suspected_by", ID),
     Column("created_at", UtcTime, nullable=False),
@@ -193,7 +196,9 @@ devices = Table(
     Column("durable_seq", BigInteger, nullable=False, server_default="0"),
     Column("durable_hash", DIGEST),
     # the epoch in which the device has sent all of its journal; in a recovery, whether it has reported
-    Column("reported_epoch", Integer, nullable=False, server_default="0"),
+    Column("reported_epoch", BigInteger, nullable=False, server_default="0"),
+    # the epoch in which it told which leases it holds: a second list of that epoch adds nothing
+    Column("adopted_epoch", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("kid"),
     CheckConstraint("state IN ('pending', 'active', 'suspended', 'revoked', 'lost')", name="state"),
     Index(None, "scope"),

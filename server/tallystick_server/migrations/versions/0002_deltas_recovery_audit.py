@@ -6,6 +6,7 @@ import secrets
 
 import sqlalchemy as sa
 from alembic import op
+from alembic.operations import BatchOperations
 
 revision = "0002"
 down_revision = "0001"
@@ -17,18 +18,19 @@ _STATES_NOW = "state IN ('normal', 'restore_suspected', 'recovering')"
 
 
 def upgrade() -> None:
-    _check_states(_STATES_NOW)
+    _server()
     _scopes()
     op.add_column("vouchers", sa.Column("hidden", sa.Integer, nullable=False, server_default="0"))
     op.add_column("devices", sa.Column("durable_seq", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("devices", sa.Column("durable_hash", sa.String(64)))
-    op.add_column("devices", sa.Column("reported_epoch", sa.Integer, nullable=False, server_default="0"))
+    for name in ("reported_epoch", "adopted_epoch"):
+        op.add_column("devices", sa.Column(name, sa.BigInteger, nullable=False, server_default="0"))
     _audit()
 
 
 def downgrade() -> None:
     op.drop_table("audit")
-    for column in ("reported_epoch", "durable_hash", "durable_seq"):
+    for column in ("adopted_epoch", "reported_epoch", "durable_hash", "durable_seq"):
         op.drop_column("devices", column)
     op.drop_column("vouchers", "hidden")
     op.drop_index(op.f("ix_blobs_kept_until"), "blobs")
@@ -37,14 +39,23 @@ def downgrade() -> None:
     for column in ("deltas", "snapshot_vouchers", "code_salt"):
         op.drop_column("scopes", column)
     op.execute("UPDATE server SET state = 'restore_suspected' WHERE state = 'recovering'")
-    _check_states(_STATES)
-
-
-def _check_states(allowed: str) -> None:
-    # the naming convention of the tables is not the migrations', so the whole name stands here
     with op.batch_alter_table("server") as batch:
-        batch.drop_constraint(op.f("ck_server_state"), type_="check")
-        batch.create_check_constraint(op.f("ck_server_state"), sa.text(allowed))
+        _check_states(batch, _STATES)
+        batch.drop_column("recovery_ends")
+        batch.alter_column("server_epoch", existing_type=sa.BigInteger, type_=sa.Integer, existing_nullable=False)
+
+
+def _server() -> None:
+    with op.batch_alter_table("server") as batch:
+        _check_states(batch, _STATES_NOW)
+        batch.add_column(sa.Column("recovery_ends", sa.Integer, nullable=False, server_default="0"))
+        batch.alter_column("server_epoch", existing_type=sa.Integer, type_=sa.BigInteger, existing_nullable=False)
+
+
+def _check_states(batch: BatchOperations, allowed: str) -> None:
+    # the naming convention of the tables is not the migrations', so the whole name stands here
+    batch.drop_constraint(op.f("ck_server_state"), type_="check")
+    batch.create_check_constraint(op.f("ck_server_state"), sa.text(allowed))
 
 
 def _scopes() -> None:
