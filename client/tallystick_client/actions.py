@@ -183,7 +183,7 @@ class NewRoot(msgspec.Struct, frozen=True):
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """A verified answer, with the roots that it needed; `wants` were sent with the request."""
+    """A verified answer, with the roots that it needed. `wants`: those of the request that it has done with."""
 
     answer: SyncAnswer
     wants: list[Want]

@@ -16,7 +16,7 @@ from tallystick_client import schema
 from tallystick_client.clock import SystemClock
 from tallystick_client.directory import Directory
 from tallystick_client.entry import REFUSED
-from tallystick_client.errors import CallerError
+from tallystick_client.errors import CallerError, InvalidInput
 from tallystick_client.evaluating import write
 from tallystick_client.exporting import Exported, Restored, export
 from tallystick_client.forgetting import forget
@@ -77,8 +77,10 @@ def export_command(
         bool,
         typer.Option("--final", help="First retire this till: it gives its leases back, and redeems no more."),
     ] = False,
-    epoch: Annotated[int | None, typer.Option(min=1, help="Where the import of an earlier file asked for it.")] = None,
-    after: Annotated[int | None, typer.Option(min=0, help="As --epoch, with which it goes.")] = None,
+    epoch: Annotated[
+        int | None, typer.Option(min=1, max=10**15, help="Where the import of an earlier file asked for it.")
+    ] = None,
+    after: Annotated[int | None, typer.Option(min=0, max=10**15, help="As --epoch, with which it goes.")] = None,
 ) -> None:
     """Write what the server does not have to FILE, for: tallystick-server journal import FILE. Needs no network."""
     if (epoch is None) != (after is None):
@@ -94,6 +96,10 @@ def forget_command(
     customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id, as orders name it.")],
 ) -> int:
     """Erase the orders of a customer from this till. Those that wait for the server have to be sent first."""
+    try:
+        customer.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput("CUSTOMER", "must be text in UTF-8", ascii(customer)) from error
     with _journal(context.obj) as journal:
         done = forget(journal, customer)
     console.print(f"{done.bodies} bodies erased, {done.attempts} online redemptions removed; the chain is as before")

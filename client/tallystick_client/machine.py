@@ -7,7 +7,6 @@ what became of it. Sending and storing are both actions, so a simulator can stop
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 
 import msgspec
 
@@ -33,14 +32,13 @@ from tallystick_client.actions import (
     Unbelieved,
     Wait,
     Woken,
-    binds,
     challenge_of,
     is_the_servers_word,
     problem_of,
-    retry_after_s,
 )
 from tallystick_client.errors import TallystickError, TryLater
 from tallystick_client.fetching import Fetching
+from tallystick_client.pausing import SPREAD_S, appointment
 from tallystick_client.phases import TRANSITIONS, Phase
 from tallystick_client.reports import SyncReport
 from tallystick_client.trust import Trusted
@@ -51,12 +49,6 @@ from tallystick_shared.wire import DeviceState, Outcome
 
 ROUNDS_MAX = 500
 """Of one sync: enough for 250,000 events, and an end whatever the server says."""
-BACKOFF_BASE_S = 2
-BACKOFF_MAX_S = 300
-SPREAD_S = 60
-"""A patient sync that has no appointment waits a random part of this first, so that a fleet does not come at once."""
-HALVE_AFTER = 3
-"""The same batch failing this often in a row is halved, in case it is the batch."""
 
 _Resume = Callable[[Tick], tuple[Phase, Action]]
 
@@ -372,17 +364,7 @@ class Machine:
                 return self._manifest_came(tick)
 
     def _appointment(self, answer: Answer | None, tick: Tick, *, suspect: bool = False) -> Failed:
-        """When to come again. `suspect`: it may be the batch that failed."""
-        failures = self._reading.failures + 1
-        asked_s = retry_after_s(answer, tick.at)
-        # the lot is drawn after the cap, and after the time that the server named: it named the same one to everybody
-        cap_s = max(min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2 ** min(failures, 20)), SPREAD_S if asked_s else 0)
-        next_attempt_at = tick.at + timedelta(seconds=asked_s + tick.jitter * cap_s)
-        binding = asked_s > 0 and answer is not None and binds(answer)
-        not_before_at = tick.at + timedelta(seconds=asked_s) if binding else None
-        halve = suspect and self.phase is Phase.SYNCING and failures % HALVE_AFTER == 0
-        count = len(self._reading.events)
-        return Failed(next_attempt_at, not_before_at, count // 2 if halve and count > 1 else None)
+        return appointment(self._reading, answer, tick, suspect=suspect and self.phase is Phase.SYNCING)
 
     def _fail(self, message: str, code: str, failed: Failed) -> tuple[Phase, Action]:
         return self._give_up(TryLater(message, next_attempt_at=failed.next_attempt_at, code=code), failed)

@@ -103,6 +103,8 @@ class OnlineRedemption:
         if answer.status == 429 or not is_the_servers_word(answer):
             return FallBack(self._id)
         code, detail = problem_of(answer)
+        if code == "UNKNOWN_DEVICE":
+            return FallBack(self._id)  # a server restored from a backup: the next sync makes this till known again
         family = CallerError if answer.status in (400, 409, 413, 422) else RemoteError
         error = family(f"the server refused: {detail}", code=code)
         if answer.status not in (400, 413, 422) and code != "IDENTIFIER_REUSED":

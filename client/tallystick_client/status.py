@@ -111,6 +111,10 @@ def _notes(view: Writing, bundle: Bundle | None, judged: Judged, flagged: list[F
         notes.append("this till has no vouchers yet: sync it")
     elif freshness(bundle, judged) == "too_old":
         notes.append("this till was offline for too long and may not redeem: sync it")
+    if state.failures:
+        when = "" if state.next_attempt_at is None else f", the next is due at {state.next_attempt_at:%H:%M} UTC"
+        times = "the last attempt to sync" if state.failures == 1 else f"the last {state.failures} attempts to sync"
+        notes.append(f"{times} failed{when}: tallystick sync says why")
     if judged.anomaly:
         notes.append("the clock of this machine is wrong: the time known from the server is used instead")
     if flagged:
@@ -122,5 +126,5 @@ def _notes(view: Writing, bundle: Bundle | None, judged: Judged, flagged: list[F
             "online, and each is counted once"
         )
     if state.acknowledged_seq > 0 and state.durable_seq == 0:
-        notes.append("no backup is configured on the server, so nothing is purged here")
+        notes.append("nothing of this till is in a backup of the server yet, so nothing is purged here")
     return notes

@@ -22,7 +22,7 @@ from tallystick_client.errors import InvalidInput, TallystickError, TryLater
 from tallystick_client.keeper import Keeper
 from tallystick_client.line import AsyncLine
 from tallystick_client.loops import Disk, run_async
-from tallystick_client.machine import SPREAD_S
+from tallystick_client.pausing import SPREAD_S
 from tallystick_client.reports import SyncReport
 
 LOOK_S = 20.0

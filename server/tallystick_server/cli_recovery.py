@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from tallystick_server import recovery
 from tallystick_server.cli_common import Data, err, time_now, write
-from tallystick_shared.errors import CallerError
+from tallystick_shared.errors import CallerError, one_line
 
 app = typer.Typer(
     help="After the database was restored from a backup: begin, status, end.", rich_markup_mode=None,
@@ -17,16 +18,28 @@ app = typer.Typer(
 
 
 @app.command()
-def begin(context: typer.Context, data: Data = None) -> None:
+def begin(
+    context: typer.Context,
+    all_known: Annotated[
+        bool,
+        typer.Option("--all-known", help="No till enrolled since the backup: end by itself when all have reported."),
+    ] = False,
+    data: Data = None,
+) -> None:
     """Declare that the database was restored: devices send again what it has forgotten. Right after the restore."""
     now = time_now()
-    found = write(context, data, lambda t: recovery.begin(t, now=now))
+    found = write(context, data, lambda t: recovery.begin(t, now=now, all_known=all_known))
     typer.echo(f"epoch {found.server_epoch} has begun; {found.devices} devices are to report")
-    err.print(
-        "Until all have, no lease is granted and no voucher with a limit is used online; tills go on from the leases "
-        "they hold. Devices that this database does not know come back by themselves, and are not counted here: wait "
-        "for them before recovery end."
-    )
+    if found.state == "recovering":
+        err.print(
+            "Until it ends, no lease is granted and no voucher with a limit is used online; tills go on from the "
+            f"leases they hold. {recovery.what_to_do(found)}."
+        )
+    if found.known_until is not None:
+        err.print(
+            f"What was decided after {_time(found.known_until)} is forgotten: revoked, lost or moved devices, "
+            "withdrawn vouchers, lowered limits. Do it again."
+        )
 
 
 @app.command()
@@ -59,5 +72,18 @@ def _show(found: recovery.Progress) -> None:
     reported = found.devices - len(found.unreported)
     typer.echo(f"{found.state}, epoch {found.server_epoch}: {reported} of {found.devices} devices have reported")
     for one in found.unreported:
-        last = "never" if one.last_sync_at is None else one.last_sync_at.isoformat(timespec="seconds")
-        typer.echo(f"{one.id}  {one.store_id}  {one.name}  {one.state}, last sync known: {last}")
+        last = "never" if one.last_sync_at is None else _time(one.last_sync_at)
+        typer.echo(f"{one.id}  {one_line(one.store_id)}  {one_line(one.name)}  {one.state}, last sync known: {last}")
+    for came in found.returned:
+        typer.echo(
+            f"{came.id}  {one_line(came.store_id)}  {one_line(came.name)}  {came.state}, came back by itself: it "
+            "enrolled after the backup"
+        )
+    if found.returned:
+        err.print("Of these, revoke again what was revoked or lost before; devices resume lets a pending one in.")
+    if found.state == "recovering":
+        err.print(f"{recovery.what_to_do(found)}.")
+
+
+def _time(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")

@@ -2,6 +2,9 @@
 
 Each batch goes through the very same `sync`: signature, digests, chain and settling are those of the line, and so is
 what becomes of it. What was stored before is passed over, so a file may be imported any number of times.
+
+Of a till that is gone the file is all there is. So a server that was restored takes the file that was made before, where
+nothing is missing before it, and takes a device that it has forgotten in again by the proof in the file's header.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import msgspec
 from sqlalchemy import select
 
 from tallystick_server import devices as devices_of
+from tallystick_server import enrolling_again
 from tallystick_server.database import Transaction
 from tallystick_server.operations import opened
-from tallystick_server.server import Server
+from tallystick_server.server import Server, read_ledger
 from tallystick_server.settings import Settings
 from tallystick_server.sync import sync
-from tallystick_server.tables import events
-from tallystick_shared.errors import CallerError, Untrusted
+from tallystick_server.tables import devices, events
+from tallystick_shared.errors import CallerError, LineError, Untrusted
 from tallystick_shared.journal_file import LINE_BYTES_MAX, FileHeader, read_batch, read_header
 from tallystick_shared.signing import Typ, peek
 from tallystick_shared.wire import DeviceState, SyncAnswer, SyncHead
@@ -70,6 +74,7 @@ async def _import(server: Server, file: Path) -> Imported:
         lines = _lines(file)
         header = read_header(next(lines, b""))
         done.device, done.name, done.batches = header.device, header.name, header.batches
+        await _take_back(server, header)
         for number, line in enumerate(lines, 1):
             if number > header.batches:
                 raise Untrusted(
@@ -79,11 +84,20 @@ async def _import(server: Server, file: Path) -> Imported:
         if number < header.batches:
             number += 1
             raise Untrusted("the file ends before it", code="DAMAGED_FILE")
-    except (Untrusted, CallerError) as error:
+    except (Untrusted, CallerError, LineError) as error:
         done.refused, done.refused_batch = f"{error} ({error.code})", number
     if done.final and not done.refused:
         await server.database.write(lambda transaction: _revoke(transaction, done.device, server.clock()))
     return done
+
+
+async def _take_back(server: Server, header: FileHeader) -> None:
+    """A device that this database has forgotten. Raises what `enrolling_again` does."""
+    known = select(devices.c.id).where(devices.c.id == header.device)
+    async with server.database.read() as connection:
+        missing = (await connection.execute(known)).first() is None
+    if missing and header.again is not None:
+        await enrolling_again.enrol_again(server, header.again.encode())
 
 
 async def _revoke(transaction: Transaction, device_id: str, now: datetime) -> None:
@@ -97,6 +111,14 @@ async def _take(server: Server, header: FileHeader, done: Imported, body: bytes)
     head = _head_of(body)
     if head.device != header.device:
         raise Untrusted("it is of another device than the file says", code="DAMAGED_FILE")
+    async with server.database.read() as connection:
+        epoch = (await read_ledger(connection)).server_epoch
+    if head.server_epoch > epoch:
+        raise CallerError(
+            f"it is of epoch {head.server_epoch}, and this server is in epoch {epoch}: where --epoch was mistyped, "
+            "export again; else this server was restored from a backup, and needs tallystick-server recovery begin",
+            code="WRONG_EPOCH",
+        )
     before = await _outcomes(server, head)
     try:
         answer = await sync(server, body)

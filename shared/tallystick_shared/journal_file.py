@@ -34,7 +34,10 @@ LINE_BYTES_MAX = 16 * 1024 * 1024
 
 
 class FileHeader(msgspec.Struct, frozen=True):
-    """`events` in all its batches; `final`: the device was retired with this file, and has closed its leases."""
+    """`events` in all its batches; `final`: the device was retired with this file, and has closed its leases.
+
+    `again`: the device's `EnrolAgain`, signed, for a server that was restored and does not know it.
+    """
 
     format: str
     v: int
@@ -46,6 +49,7 @@ class FileHeader(msgspec.Struct, frozen=True):
     batches: Annotated[int, Meta(ge=1, le=10**6)]
     events: Count
     final: bool
+    again: Annotated[str, Meta(max_length=64 * 1024)] | None = None
 
 
 _HEADER = msgspec.json.Decoder(FileHeader)

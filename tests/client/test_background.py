@@ -21,7 +21,7 @@ import pytest
 from tallystick_client import AsyncTill, BackgroundSync, CallerError, StorageError, Till, TryLater, configure, syncing
 from tallystick_client.journal import Journal
 from tallystick_client.keeper import Keeper
-from tallystick_client.machine import SPREAD_S
+from tallystick_client.pausing import SPREAD_S
 from tests.client.conftest import TEN, Shop, arrived, order
 from tests.client.fake_clock import FakeClock
 from tests.client.fake_server import FakeServer, Reply, loses_the_request, passes, says

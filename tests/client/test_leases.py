@@ -127,7 +127,7 @@ def test_nothing_is_purged_that_is_not_durable(till: Till, shop: Shop) -> None:
     sell(till, 1)
     till.sync()
     assert rows(shop, "SELECT count(*) FROM events") == [(4,)]
-    assert any("no backup is configured" in note for note in till.status().notes)
+    assert any("nothing of this till is in a backup" in note for note in till.status().notes)
     shop.server.durable = True
     till.sync()
     assert rows(shop, "SELECT seq FROM events") == [(4,)]

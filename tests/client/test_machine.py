@@ -26,7 +26,8 @@ from tallystick_client.actions import (
     retry_after_s,
 )
 from tallystick_client.errors import TryLater
-from tallystick_client.machine import BACKOFF_MAX_S, SPREAD_S, Machine
+from tallystick_client.machine import Machine
+from tallystick_client.pausing import BACKOFF_MAX_S, SPREAD_S
 from tallystick_client.phases import TRANSITIONS, Phase
 from tallystick_shared.journal import EventType
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, sell

@@ -347,3 +347,12 @@ def test_a_sale_voided_while_the_server_answers_is_not_given(till: Till, shop: S
     assert caught.value.code == "VOIDED"
     assert till.redeem_online(order(), ["ONLINE"]).redeemed
     assert len(shop.server.redemptions) == 2
+
+
+def test_a_server_that_forgot_the_till_stops_no_sale(till: Till, shop: Shop) -> None:
+    """Restored from a backup older than the enrolment: redeemed here, and sent once the till is known again."""
+    shop.server.script = [says(401, "UNKNOWN_DEVICE")]
+    receipt = till.redeem_online(order(), ["TEN"])
+    assert (receipt.redeemed, receipt.online) == (True, False)
+    till.sync()
+    assert arrived(shop) == [receipt.id]

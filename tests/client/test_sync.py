@@ -147,3 +147,14 @@ def test_what_a_captive_portal_answers_is_no_answer(till: Till, shop: Shop, stat
     assert till._keeper.journal.state().next_attempt_at == caught.value.next_attempt_at
     till.sync()
     assert arrived(shop) == ids
+
+
+def test_status_says_that_syncs_failed(till: Till, shop: Shop) -> None:
+    """Who looks at the till sees it without looking into a log; once one gets through it is gone."""
+    for times in ("the last attempt to sync failed", "the last 2 attempts to sync failed"):
+        shop.server.script = [loses_the_request]
+        with pytest.raises(TryLater):
+            till.sync()
+        assert any(note.startswith(times) for note in till.status().notes)
+    till.sync()
+    assert not any("failed" in note for note in till.status().notes)
