@@ -41,7 +41,8 @@ from tallystick_client.actions import (
     Wait,
     Woken,
 )
-from tallystick_client.machine import BACKOFF_BASE_S, BACKOFF_MAX_S, SPREAD_S, Machine
+from tallystick_client.machine import Machine
+from tallystick_client.pausing import BACKOFF_BASE_S, BACKOFF_MAX_S, SPREAD_S
 from tallystick_client.trust import Trusted
 from tallystick_shared.bundle import Role, Roles, Root
 from tallystick_shared.journal import BATCH_EVENTS_MAX, Position

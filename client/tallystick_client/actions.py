@@ -222,7 +222,7 @@ class KeepBundle(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """No answer, or none to go on with: when to come again. `not_before_at`: the server's own wish; it binds any sync."""
+    """No answer, or none to go on with: when to come again. `not_before_at`: the server's own wish, for any sync."""
 
     next_attempt_at: datetime
     not_before_at: datetime | None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import socket
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tallystick_client.actions import Answer, LineDown, Send
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 300.0
-"""For a whole answer: a server that sends a byte now and then is a line that is down."""
+"""For a whole answer, from the look-up of the server's name: one that sends a byte now and then is a line that is down.
+"""
 
 _C = TypeVar("_C")
+_TOO_LONG = "the answer takes too long"
+_OPENED = (".connect_tcp.complete", ".start_tls.complete")
+"""Of what `httpx2` traces: a connection that was opened, as `return_value`."""
 
 
 class Line:
@@ -31,37 +36,114 @@ class Line:
     def __init__(self, url: str, config: Callable[[], LineConfig], transport: httpx2.BaseTransport | None) -> None:
         self._url, self._config, self._transport = url, config, transport
         self._used: LineConfig | None = None
-        self._clients: list[httpx2.Client] = []  # the last is in force; other threads may still use those before
-        self._making = threading.Lock()
+        self._idle: list[_Wire] = []
+        self._taking = threading.Lock()
 
     def send(self, send: Send) -> Heard:
+        try:
+            wire = self._take()
+        except TallystickError as error:
+            return _down(error, self._url, self._used)
+        call = _Call(lambda: self._ask(wire, send))
+        try:
+            return call.within(send.within_s or ANSWER_TIMEOUT_S) or (LineDown(_TOO_LONG), None)
+        finally:
+            if call.is_alive():
+                wire.hang_up()
+
+    def _ask(self, wire: _Wire, send: Send) -> Heard:
         import httpx2  # a quarter of a second, which no offline command should pay
 
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
         body = bytearray()
+        request = _request(self._url, send, httpx2.Timeout) | {"extensions": {"trace": wire.trace}}
         try:
-            with self._client().stream(**_request(self._url, send, httpx2.Timeout)) as response:
+            with wire.client.stream(**request) as response:
                 for part in response.iter_raw():
                     body += part
-                    if len(body) > send.bytes_max or time.monotonic() > deadline:
+                    if len(body) > send.bytes_max:
                         break
-                return _answer(response, bytes(body), send, deadline), None
-        except (httpx2.HTTPError, OSError, TallystickError) as error:
-            return _down(error, self._url, self._used)
+                return _answer(response, bytes(body), send), None
+        except (httpx2.HTTPError, OSError) as error:
+            return _down(error, self._url, wire.config)
+        finally:
+            self._give_back(wire)
 
-    def _client(self) -> httpx2.Client:
+    def _take(self) -> _Wire:
+        """One that nobody uses, so that whoever hangs up does not end the call of another thread."""
         import httpx2
 
-        with self._making:
+        with self._taking:
             config = self._config()
-            if not self._clients or config != self._used:
-                self._clients.append(_make(httpx2.Client, self._url, config, self._transport))
+            if config != self._used:
+                self._close_idle()
                 self._used = config
-            return self._clients[-1]
+            if self._idle:
+                return self._idle.pop()
+            return _Wire(_make(httpx2.Client, self._url, config, self._transport), config)
+
+    def _give_back(self, wire: _Wire) -> None:
+        with self._taking:
+            if wire.over or wire.config != self._used:
+                wire.client.close()
+            else:
+                self._idle.append(wire)
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().client.close()
 
     def close(self) -> None:
-        while self._clients:
-            self._clients.pop().close()
+        with self._taking:
+            self._used = None
+            self._close_idle()
+
+
+class _Wire:
+    """A client that one thread at a time uses, and its connections, so that another thread can hang up."""
+
+    def __init__(self, client: httpx2.Client, config: LineConfig) -> None:
+        self.client, self.config = client, config
+        self.over = False
+        self._sockets: list[socket.socket] = []
+
+    def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        if not name.endswith(_OPENED):
+            return
+        opened = info["return_value"].get_extra_info("socket")
+        self._sockets = [*(one for one in self._sockets if one.fileno() >= 0), opened]
+        if self.over:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Ends what is under way, and what its thread may begin yet; the thread itself closes everything."""
+        self.over = True
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(one, socket.SHUT_RDWR)  # of the socket itself, also where TLS is over it
+
+
+class _Call(threading.Thread):
+    """A request in a thread of its own: a time for each read is none for all of them, nor for the look-up of a name."""
+
+    def __init__(self, work: Callable[[], Heard]) -> None:
+        super().__init__(name="tallystick-line", daemon=True)
+        self._work = work
+        self._heard: Heard | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._heard = self._work()
+        except BaseException as error:  # noqa: BLE001 # it is raised where the answer is waited for
+            self._error = error
+
+    def within(self, seconds: float) -> Heard | None:
+        """What was heard; None where nothing was until then."""
+        self.start()
+        self.join(seconds)
+        if self._error is not None:
+            raise self._error
+        return self._heard
 
 
 class AsyncLine:
@@ -76,22 +158,24 @@ class AsyncLine:
     ) -> None:
         self._url, self._config, self._transport, self._disk = url, config, transport, disk
         self._used: LineConfig | None = None
-        self._clients: list[httpx2.AsyncClient] = []
+        self._clients: list[httpx2.AsyncClient] = []  # the last is in force; other tasks may still use those before
         self._making = asyncio.Lock()
 
     async def send(self, send: Send) -> Heard:
         import httpx2  # as above
 
-        deadline = time.monotonic() + ANSWER_TIMEOUT_S
         body = bytearray()
         try:
-            client = await self._client()
-            async with client.stream(**_request(self._url, send, httpx2.Timeout)) as response:
-                async for part in response.aiter_raw():
-                    body += part
-                    if len(body) > send.bytes_max or time.monotonic() > deadline:
-                        break
-                return _answer(response, bytes(body), send, deadline), None
+            async with asyncio.timeout(send.within_s or ANSWER_TIMEOUT_S):
+                client = await self._client()
+                async with client.stream(**_request(self._url, send, httpx2.Timeout)) as response:
+                    async for part in response.aiter_raw():
+                        body += part
+                        if len(body) > send.bytes_max:
+                            break
+                    return _answer(response, bytes(body), send), None
+        except TimeoutError:
+            return LineDown(_TOO_LONG), None
         except (httpx2.HTTPError, OSError, TallystickError) as error:
             return _down(error, self._url, self._used)
 
@@ -149,23 +233,25 @@ def _request(base_url: str, send: Send, timeout: Any) -> dict[str, Any]:
     }
 
 
-def _answer(response: httpx2.Response, body: bytes, send: Send, deadline: float) -> Answer | LineDown:
-    if time.monotonic() > deadline:
-        return LineDown("the answer takes too long")
+def _answer(response: httpx2.Response, body: bytes, send: Send) -> Answer:
     headers = {name.lower(): value for name, value in response.headers.items()}
     return Answer(response.status_code, headers, body[: send.bytes_max + 1])
 
 
 def _down(error: Exception, url: str, config: LineConfig | None) -> Heard:
+    import httpx2
+
     if isinstance(error, TallystickError):
-        return LineDown(str(error)), error
-    untrusted = distrust(error, url)
+        return LineDown(str(error), sent=False), error
+    shown = without_password(url)
+    untrusted = distrust(error, shown)
     if untrusted is not None:
-        return LineDown(str(untrusted)), untrusted
+        return LineDown(str(untrusted), sent=False), untrusted
     proxy = None if config is None or config.proxy == DIRECT else config.proxy
-    where = url if proxy is None else f"{url} by the proxy {without_password(proxy)}"
+    where = shown if proxy is None else f"{shown} by the proxy {without_password(proxy)}"
     why = f"{where}: {_words(error)}"
-    return LineDown(why), LineError(why, code="PROXY") if _is_the_proxys(error, proxy) else None
+    sent = not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError))
+    return LineDown(why, sent), LineError(why, code="PROXY") if _is_the_proxys(error, proxy) else None
 
 
 def _is_the_proxys(error: Exception, proxy: str | None) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import spread
 from benchmarks.spread import Met, RealTill, meet, naive, real
-from tallystick_client.machine import BACKOFF_MAX_S, SPREAD_S
+from tallystick_client.pausing import BACKOFF_MAX_S, SPREAD_S
 
 TILLS = 1_000
 PEAK_MAX = 3 * TILLS / SPREAD_S
