@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tallystick_client.actions import (
+    PROBLEM_TYPE,
     Action,
     Answer,
     Done,
@@ -67,6 +68,7 @@ _DEVICE: Final = "00000000-0000-7000-8000-000000000001"
 _TRUSTED: Final = Trusted(
     Root(1, _DEVICE, BACK_AT + timedelta(days=365), {_KEY.kid: _KEY.jwk()}, Roles(_ROLE, _ROLE, _ROLE))
 )
+_BUSY: Final = b'{"type": "about:blank", "title": "", "status": 503, "detail": "", "code": "BUSY"}'
 _NOWHERE: Final = Position(0, "0" * 64)
 _READING: Final = msgspec.convert(
     {
@@ -118,8 +120,8 @@ class RealTill:
     def told(self, status: int, retry_after_s: int, at_s: float) -> float | None:
         if status == 200:
             return None
-        headers = {"retry-after": str(retry_after_s)} if retry_after_s else {}
-        action = self._step(Answer(status, headers, b"") if status else LineDown("no route"), at_s)
+        headers = {"content-type": PROBLEM_TYPE} | ({"retry-after": str(retry_after_s)} if retry_after_s else {})
+        action = self._step(Answer(status, headers, _BUSY) if status else LineDown("no route"), at_s)
         if not (isinstance(action, Persist) and isinstance(action.change, Failed)):
             raise RuntimeError(f"a failure was not kept, but led to {action}")
         failed = action.change

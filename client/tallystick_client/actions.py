@@ -298,8 +298,8 @@ def is_the_servers_word(answer: Answer) -> bool:
     return 400 <= answer.status < 500 and _is_a_problem(answer)
 
 
-def binds(answer: Answer) -> bool:
-    """Whether its `Retry-After` is the server's own wish: it stands in a problem document that says so."""
+def may_ask_to_wait(answer: Answer) -> bool:
+    """Whether its `Retry-After` is the server's own; a captive portal or a proxy has no say in when a till syncs."""
     return answer.status in (429, 503) and _is_a_problem(answer)
 
 
@@ -325,22 +325,20 @@ def _problem(answer: Answer) -> Problem | None:
 
 
 def retry_after_s(answer: Answer | None, now: datetime) -> float:
-    """`Retry-After` in seconds from now, as a number or a date (RFC 9110, 10.2.3); 0 without one.
-
-    At most a day, and an hour where it may be the word of a captive portal or a proxy.
+    """The server's `Retry-After` in seconds from now, as a number or a date (RFC 9110, 10.2.3); 0 without one, at most
+    a day.
     """
-    text = "" if answer is None else answer.headers.get("retry-after", "").strip()
-    if answer is None or not text:
+    text = answer.headers.get("retry-after", "").strip() if answer is not None and may_ask_to_wait(answer) else ""
+    if not text:
         return 0
-    most_s = 86_400 if binds(answer) else 3_600
     if text.isdecimal():
-        return min(most_s, int(text[:9]))
+        return min(86_400, int(text[:9]))
     try:
         when = parsedate_to_datetime(text)
     except ValueError:
         return 0
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return min(most_s, max(0, (when - now).total_seconds()))
+    return min(86_400, max(0, (when - now).total_seconds()))
 
 
 def challenge_of(answer: Answer) -> str:

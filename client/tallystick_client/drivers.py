@@ -18,7 +18,7 @@ from tallystick_client.line import AsyncLine, Line
 from tallystick_client.loops import in_place, in_worker, run, run_async
 from tallystick_client.reports import Receipt, Status, SyncReport, VoidReceipt
 from tallystick_client.status import status
-from tallystick_client.syncing import BackgroundSync, OnReport, Syncing, SyncThread
+from tallystick_client.syncing import BackgroundSync, OnReport, Syncing, SyncThread, patience
 from tallystick_client.terminal import OrderInput
 from tallystick_client.timekeeping import Clock
 from tallystick_client.tls import Tls, checked_url, demand_tls, line_config
@@ -128,11 +128,14 @@ class Till:
         `patient` waits for the kept time of the next attempt first, for callers that sync in a loop. Raises `TryLater`
         and other `LineError`, `Untrusted` and other `RemoteError`, `StorageError`; what was acknowledged stays so.
         """
+        if patient:
+            for pause_s in patience(self._keeper):
+                time.sleep(pause_s)
         lock = self._keeper.directory.lock()
         try:
             for pause_s in lock.turns():
                 time.sleep(pause_s)
-            machine, start = self._keeper.sync_machine(patient)
+            machine, start = self._keeper.sync_machine(False)
             return cast(SyncReport, run(machine, start, self._keeper, self._line))
         finally:
             lock.release()
@@ -249,11 +252,17 @@ class AsyncTill:
         return await in_worker(status, self._keeper.config, self._keeper.terminal)
 
     async def sync(self, *, patient: bool = False) -> SyncReport:
+        if patient:
+            pauses = patience(self._keeper)
+            pause_s = await in_worker(next, pauses, None)
+            while pause_s is not None:
+                await asyncio.sleep(pause_s)
+                pause_s = await in_worker(next, pauses, None)
         lock = self._keeper.directory.lock()
         try:
             for pause_s in lock.turns():
                 await asyncio.sleep(pause_s)
-            machine, start = await in_worker(self._keeper.sync_machine, patient)
+            machine, start = await in_worker(self._keeper.sync_machine, False)
             return cast(SyncReport, await run_async(machine, start, self._keeper, self._line, in_worker))
         finally:
             lock.release()

@@ -7,8 +7,22 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from tallystick_client.actions import Action, Answer, Change, Done, Event, LineDown, Persist, Send, Tick, Wait, Woken
-from tallystick_client.errors import LineError, TallystickError
+from tallystick_client.actions import (
+    Accept,
+    Action,
+    Answer,
+    Change,
+    Done,
+    Event,
+    LineDown,
+    Persist,
+    Send,
+    Tick,
+    Unbelieved,
+    Wait,
+    Woken,
+)
+from tallystick_client.errors import LineError, TallystickError, Untrusted
 from tallystick_client.reports import Receipt, SyncReport
 
 _T = TypeVar("_T")
@@ -48,7 +62,7 @@ def run(machine: _Machine, event: Event, local: _Local, line: _Line) -> SyncRepo
             case Send() as send:
                 event, cause = line.send(send)
             case Persist(change):
-                event = local.perform(change)
+                event = _performed(local, change)
             case Wait(seconds):
                 time.sleep(seconds)
                 event = Woken()
@@ -67,7 +81,7 @@ async def run_async(
             case Send() as send:
                 event, cause = await line.send(send)
             case Persist(change):
-                event = await disk(local.perform, change)
+                event = await disk(_performed, local, change)
             case Wait(seconds):
                 await asyncio.sleep(seconds)
                 event = Woken()
@@ -75,6 +89,16 @@ async def run_async(
                 if error is not None:
                     raise _blamed(error, cause)
                 return report
+
+
+def _performed(local: _Local, change: Change) -> Event:
+    """What became of it. That an answer is none to this journal is found only where it would be kept."""
+    try:
+        return local.perform(change)
+    except Untrusted as error:
+        if isinstance(change, Accept):
+            return Unbelieved(error)
+        raise
 
 
 def _blamed(error: TallystickError, cause: TallystickError | None) -> TallystickError:

@@ -29,8 +29,9 @@ from tallystick_client.actions import (
     problem_of,
 )
 from tallystick_client.errors import TallystickError
+from tallystick_client.reports import Receipt
 from tallystick_client.trust import Trusted
-from tallystick_shared.engine import Result
+from tallystick_shared.engine import Reason, Result
 from tallystick_shared.errors import CallerError, RemoteError, Untrusted
 from tallystick_shared.journal import encode
 from tallystick_shared.model import Order, parse_order
@@ -39,7 +40,7 @@ from tallystick_shared.wire import API, RedeemRequest
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 TIMEOUT_S = 8.0
-"""A customer stands at the till, and it can go on without an answer."""
+"""For a whole answer: a customer stands at the till, and it can go on without one."""
 
 
 class Phase(Enum):
@@ -59,6 +60,7 @@ class OnlineRedemption:
         self._body = key.sign(Typ.REDEEM, encode(request))
         self._trusted = trusted
         self._error: TallystickError | None = None
+        self._unknown_key = False
 
     def step(self, event: Event, tick: Tick) -> Action:
         """The next action, `Done` with a `Receipt` at last; `Woken` starts it."""
@@ -74,14 +76,14 @@ class OnlineRedemption:
                 return Phase.BEGINNING, Persist(BeginOnline(self._id, encode(self._asked)))
             case Phase.BEGINNING, Kept():
                 headers = {"content-type": "application/jose", "accept": "application/jose"}
-                send = Send("POST", f"{API}/redemptions", headers, self._body, ANSWER_BYTES_MAX, TIMEOUT_S)
+                send = Send("POST", f"{API}/redemptions", headers, self._body, ANSWER_BYTES_MAX, TIMEOUT_S, TIMEOUT_S)
                 return Phase.ASKING, send
             case Phase.ASKING, LineDown():
                 return Phase.KEEPING, Persist(FallBack(self._id))
             case Phase.ASKING, Answer():
                 return Phase.KEEPING, Persist(self._said(event, tick))
             case Phase.KEEPING, Kept():
-                return Phase.DONE, Done(event.receipt, self._error)
+                return Phase.DONE, Done(event.receipt, self._error or self._missed(event.receipt))
         raise RuntimeError(f"no way on from {self.phase.value}")
 
     def _said(self, answer: Answer, tick: Tick) -> FinishOnline | FallBack:
@@ -92,12 +94,25 @@ class OnlineRedemption:
             digest = sha256_hex(self._body)
             said = self._trusted.redeemed(answer.body, device=self._device, request_sha256=digest, now=tick.at)
             result = msgspec.json.decode(said.result, type=Result)
-        except (Untrusted, msgspec.DecodeError, UnicodeDecodeError):
+        except (Untrusted, msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._unknown_key = isinstance(error, Untrusted) and error.code == "UNKNOWN_KEY"
             return FallBack(self._id)  # nobody's word; the server counts the id once, whatever it has of it
         if said.id != self._id:
             return FallBack(self._id)
         demand_result_of(parse_order(bytes(self._asked.order)), result)
         return FinishOnline(self._id, said)
+
+    def _missed(self, receipt: Receipt | None) -> RemoteError | None:
+        """Where only the server can redeem, and may have, but its key is of a root that this till does not know yet."""
+        if not self._unknown_key or receipt is None or receipt.redeemed:
+            return None
+        if all(one.reason is not Reason.NEEDS_CONNECTION for one in receipt.result.refused):
+            return None
+        sentence = (
+            "the answer is signed with a key that this till does not know: sync this till first, then redeem the same "
+            "order and codes again, online, and it is counted once"
+        )
+        return RemoteError(sentence, code="UNKNOWN_KEY")
 
     def _refused(self, answer: Answer) -> FinishOnline | FallBack:
         if answer.status == 429 or not is_the_servers_word(answer):

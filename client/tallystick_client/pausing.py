@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from tallystick_client.actions import Answer, Failed, Reading, Tick, binds, retry_after_s
+from tallystick_client.actions import Answer, Failed, Reading, Tick, retry_after_s
 
 BACKOFF_BASE_S = 2
 BACKOFF_MAX_S = 300
 SPREAD_S = 60
 """A patient sync that has no appointment waits a random part of this first, so that a fleet does not come at once."""
+BINDING_S_MAX = 3_600
+"""So long a `Retry-After`, which nobody signed, binds a person too who asks for a sync."""
 HALVE_AFTER = 3
 """The same batch failing this often in a row is halved, in case it is the batch."""
 
@@ -20,10 +22,9 @@ def appointment(reading: Reading, answer: Answer | None, tick: Tick, *, suspect:
     asked_s = retry_after_s(answer, tick.at)
     # the lot is drawn after the cap, and after the time that the server named: it named the same one to everybody
     cap_s = max(min(BACKOFF_MAX_S, BACKOFF_BASE_S * 2 ** min(failures, 20)), SPREAD_S if asked_s else 0)
-    binding = asked_s > 0 and answer is not None and binds(answer)
     halve = suspect and failures % HALVE_AFTER == 0 and len(reading.events) > 1
     return Failed(
         next_attempt_at=tick.at + timedelta(seconds=asked_s + tick.jitter * cap_s),
-        not_before_at=tick.at + timedelta(seconds=asked_s) if binding else None,
+        not_before_at=tick.at + timedelta(seconds=min(asked_s, BINDING_S_MAX)) if asked_s else None,
         batch_events_max=len(reading.events) // 2 if halve else None,
     )

@@ -12,13 +12,15 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import cast
 
 import msgspec
 
+from tallystick_client.actions import Tick
 from tallystick_client.errors import InvalidInput, TallystickError, TryLater
+from tallystick_client.journal import State
 from tallystick_client.keeper import Keeper
 from tallystick_client.line import AsyncLine
 from tallystick_client.loops import Disk, run_async
@@ -112,13 +114,12 @@ class Syncing:
         tick = self._keeper.tick()
         with self._keeper.journal.read() as view:
             bundle, state = self._keeper.terminal.bundle(view), view.state
-        asked_s = tick.seconds_until(state.not_before_at)
-        if state.next_attempt_at is not None:
-            return _Due(max(asked_s, tick.seconds_until(state.next_attempt_at)), 0)
-        if state.last_sync_at is not None:
-            poll_s = min(POLL_S if bundle is None else bundle.manifest.poll_after_s, self._every_s or _DAY_S, _DAY_S)
-            asked_s = max(asked_s, tick.seconds_until(state.last_sync_at + timedelta(seconds=poll_s)))
-        return _Due(asked_s, SPREAD_S * tick.jitter)
+        due = _appointment(state, tick)
+        if state.next_attempt_at is not None or state.last_sync_at is None:
+            return due
+        poll_s = min(POLL_S if bundle is None else bundle.manifest.poll_after_s, self._every_s or _DAY_S, _DAY_S)
+        next_s = tick.seconds_until(state.last_sync_at + timedelta(seconds=poll_s))
+        return msgspec.structs.replace(due, seconds=max(due.seconds, next_s))
 
     async def _sync(self) -> SyncReport | None:
         """None where another process of this till is at it, or was a moment ago."""
@@ -130,6 +131,22 @@ class Syncing:
             return cast(SyncReport, await run_async(machine, start, self._keeper, self._line, self._disk))
         finally:
             lock.release()
+
+
+def patience(keeper: Keeper) -> Iterator[float]:
+    """The pauses of a patient sync, in seconds, before it is its turn: it waits without the lock too. Reads the journal
+    before each.
+    """
+    while (due := _appointment(keeper.journal.state(), keeper.tick())).seconds > 0:
+        yield min(due.seconds, LOOK_S)
+    yield due.spread_s
+
+
+def _appointment(state: State, tick: Tick) -> _Due:
+    asked_s = tick.seconds_until(state.not_before_at)
+    if state.next_attempt_at is None:
+        return _Due(asked_s, SPREAD_S * tick.jitter)
+    return _Due(max(asked_s, tick.seconds_until(state.next_attempt_at)), 0)
 
 
 class SyncThread:

@@ -15,7 +15,8 @@ Root (source: protocol.md, section 3)
  7. signatures of the last root's root role meet the last root's threshold [ROOT_THRESHOLD]
  8. signatures of its own root role meet its own threshold [ROOT_THRESHOLD]
  9. of a chain of roots only the last must not have expired, and only where something is believed for it [ROOT_EXPIRED]
-A root that changes the keys of `bundle` resets the floors of all scopes; a root and what it verifies are kept together.
+A root that changes the keys of `bundle` resets the floors of all scopes. A root and what it verifies are kept together;
+one with new bundle keys waits for the bundle that they signed, so that the one in force stays in force until then.
 
 Manifest
 10. signature, by a key of the role `bundle`

@@ -3,8 +3,8 @@
 Each batch goes through the very same `sync`: signature, digests, chain and settling are those of the line, and so is
 what becomes of it. What was stored before is passed over, so a file may be imported any number of times.
 
-Of a till that is gone the file is all there is. So a server that was restored takes the file that was made before, where
-nothing is missing before it, and takes a device that it has forgotten in again by the proof in the file's header.
+Of a till that is gone the file is all there is. So a server that was restored takes a file that was made before that,
+if nothing is missing before it, and takes a device that it has forgotten in again by the proof in the file's header.
 """
 
 from __future__ import annotations

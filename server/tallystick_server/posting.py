@@ -31,7 +31,7 @@ from tallystick_shared.journal import EVENT_BYTES_MAX, Envelope, EventType, Stor
 from tallystick_shared.terms import TEXT_MAX
 from tallystick_shared.wire import Outcome
 
-BLOCKED_PAGE: Final = 50
+BLOCKED_PAGE: Final = 10
 BLOCKED_MAX: Final = 500
 """Quarantined envelopes that are read for one batch; where more wait for a person, no lease of the device closes."""
 
@@ -139,7 +139,7 @@ async def _vouchers(transaction: Transaction, ids: Sequence[str]) -> dict[str, V
 async def _note_blocked(transaction: Transaction, device_id: str, facts: Facts) -> None:
     """Which leases earlier quarantined events may have used; a person who resolves one lifts that.
 
-    Reads envelopes page by page, and no further than the first that cannot be read: that one blocks them all.
+    Reads envelopes only, and no page after the first one that cannot be read: that one blocks all leases.
     """
     waiting = exists().where(
         and_(

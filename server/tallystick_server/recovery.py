@@ -154,7 +154,6 @@ async def begin(transaction: Transaction, *, now: datetime, all_known: bool = Fa
               "all_known": all_known, "known_until": known_until}  # fmt: skip
     who, about = auditing.OPERATOR, row.server_id
     await auditing.note(transaction, who=who, action=BEGIN, about=about, now=now, detail=detail)
-    await end_if_all_reported(transaction, now=now)  # where there is none
     return await progress(transaction)
 
 
@@ -226,7 +225,7 @@ async def _returned(transaction: Transaction, since: int) -> list[Returned]:
 def what_to_do(found: Progress) -> str:
     """In words, for an operator, while it recovers."""
     told = f"{found.devices - len(found.unreported)} of {found.devices} devices have reported"
-    if found.ends_by_itself:
+    if found.ends_by_itself and found.devices:
         return f"{told}; it ends by itself when all have"
     late = "tills that enrolled after the backup are not known here and come back by themselves: wait for them"
     if found.unreported:

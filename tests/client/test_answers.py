@@ -12,7 +12,7 @@ from tallystick_client import Till, Untrusted
 from tallystick_shared.journal import Position
 from tallystick_shared.signing import SigningKey
 from tallystick_shared.wire import SyncAnswer
-from tests.client.conftest import ONCE, TEN, Shop, order, replaced, sell
+from tests.client.conftest import ONCE, TEN, Shop, arrived, order, replaced, sell
 from tests.client.fake_server import Reply, passes
 
 
@@ -32,7 +32,9 @@ def untrusted(change: Callable[[SyncAnswer], SyncAnswer], shop: Shop, till: Till
         till.sync()
     assert caught.value.code == code
     shop.server.tamper = lambda answer: answer
-    assert msgspec.structs.replace(till.status(), at=before.at) == before
+    after = till.status()
+    assert after.next_sync_at is not None, "or a loop over it would not pause"
+    assert msgspec.structs.replace(after, at=before.at, next_sync_at=None, notes=before.notes) == before
     till.sync()
 
 
@@ -56,6 +58,7 @@ def test_a_portal_that_answers_for_the_server_is_not_believed(till: Till, shop: 
     shop.server.script = [lambda _path, _answer: (200, {}, b"<html>Welcome to the airport</html>")]
     with pytest.raises(Untrusted):
         till.sync()
+    assert till.status().next_sync_at is not None, "or a loop over it would not pause"
     assert till.redeem(order(), ["TEN"]).redeemed
 
 
@@ -122,10 +125,49 @@ def test_new_keys_are_learnt_root_by_root(till: Till, shop: Shop) -> None:
     sell(till, 1)
     server.requests.clear()
     assert till.sync().acknowledged == 1
-    assert server.requests[:3] == ["POST /v1/sync", "GET /v1/roots/2", "GET /v1/roots/3"]
+    roots = [one for one in server.requests if "roots" in one]
+    assert (server.requests[0], roots) == ("POST /v1/sync", ["GET /v1/roots/2", "GET /v1/roots/3"])
     assert till.redeem(order(), ["TEN"]).redeemed
     till.close()
     assert shop.open().sync().bundle_version == 1
+
+
+@pytest.mark.parametrize("name", ["ledger_mark", "server_epoch"])
+def test_new_receipt_keys_undo_what_a_stolen_one_signed(till: Till, shop: Shop, name: str) -> None:
+    """Whoever had the key signed a mark or an epoch that the server never reaches: its rotation ends that."""
+    server = shop.server
+    server.tamper = replaced(**{name: 2**40})
+    till.sync()
+    server.tamper = lambda answer: answer
+    with pytest.raises(Untrusted):
+        till.sync()
+    server.receipt_key = SigningKey.generate()
+    server.roots.append(server.make_root(2))
+    ids = sell(till, 2)
+    till.sync()
+    assert arrived(shop) == ids
+    till.sync()
+    assert (server.heads[-1].server_epoch, server.heads[-1].ledger_mark) == (1, server.mark - 1)
+
+
+def test_a_bundle_that_the_cache_has_and_the_journal_has_not_is_kept_again(
+    till: Till, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power went between the two: the next sync writes its version and its floor."""
+    shop.server.publish({**TEN, "code": "NEW"})
+
+    def power_cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tallystick_client.exchange.keep_floor", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            till.sync()
+    till.close()
+    till = shop.open()
+    till.sync()
+    assert till.sync().bundle_version == shop.server.version
+    assert shop.server.heads[-1].manifest_version == shop.server.version
 
 
 def test_a_root_that_is_over_is_renewed(till: Till, shop: Shop) -> None:

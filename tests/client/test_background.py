@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +21,18 @@ from typing import Any
 import httpx2
 import pytest
 
-from tallystick_client import AsyncTill, BackgroundSync, CallerError, StorageError, Till, TryLater, configure, syncing
+from tallystick_client import (
+    AsyncTill,
+    BackgroundSync,
+    CallerError,
+    StorageError,
+    Till,
+    TryLater,
+    configure,
+    line,
+    online,
+    syncing,
+)
 from tallystick_client.journal import Journal
 from tallystick_client.keeper import Keeper
 from tallystick_client.pausing import SPREAD_S
@@ -302,6 +316,7 @@ def test_it_outlives_every_error_and_tells_it(shop: Shop, till: Till, monkeypatc
     assert (bug.code, type(bug.__cause__)) == ("INTERNAL", ZeroDivisionError)
     assert "ZeroDivisionError: a bug" in str(bug)
     assert heard.error().code not in ("INTERNAL", "NO_CONNECTION")
+    shop.clock.run(minutes=5)
     assert heard.report().state == "active"
 
 
@@ -444,6 +459,116 @@ def test_a_transport_of_the_callers_own_must_do_both(shop: Shop, till: Till) -> 
     with Till.open(shop.work / "till", clock=shop.clock, transport=Both()) as till:
         till.start_syncing(on_report=heard)
         assert "no way to /v1/sync" in str(heard.error())
+
+
+# ---- patience
+
+
+def test_a_patient_sync_waits_without_the_lock(shop: Shop, till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both kinds of till: meanwhile a person, or another process, may sync."""
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        lock = till._keeper.directory.lock()
+        assert lock.take()
+        lock.release()
+        waited.append(seconds)
+        shop.clock.run(seconds=seconds)
+
+    async def sleep_async(seconds: float) -> None:
+        sleep(seconds)
+
+    async def patient() -> None:
+        async with AsyncTill.open(shop.work / "till", clock=shop.clock) as other:
+            assert (await other.sync(patient=True)).state == "active"
+
+    def fails() -> float:
+        waited.clear()
+        shop.server.script = [says(503, **{"retry-after": "600"})]
+        with pytest.raises(TryLater) as caught:
+            till.sync()
+        return (caught.value.next_attempt_at - shop.clock.now()).total_seconds()
+
+    monkeypatch.setattr(syncing, "LOOK_S", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", sleep)
+        due_s = fails()
+        assert till.sync(patient=True).state == "active"
+        assert sum(waited) >= due_s
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "sleep", sleep_async)
+        due_s = fails()
+        asyncio.run(patient())
+        assert sum(waited) >= due_s
+
+
+def test_the_lock_is_free_though_a_forked_process_has_its_file_open(shop: Shop, till: Till) -> None:
+    """A program that forked during a sync does not keep the till from syncing for as long as its child lives."""
+    lock, other = till._keeper.directory.lock(), till._keeper.directory.lock()
+    assert lock.take()
+    childs = os.dup(lock._descriptor)
+    lock.release()
+    assert other.take()
+    other.release()
+    os.close(childs)
+
+
+# ---- a server that sends on and on
+
+
+@pytest.fixture
+def dripping(deaf: socket.socket) -> Iterator[socket.socket]:
+    """A server whose answer has a header that never ends."""
+    over = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nx-slow: ")
+            while not over.wait(0.01):
+                connection.sendall(b"a")
+
+    def listen() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threads.append(threading.Thread(target=drip, args=(deaf.accept()[0],)))
+                threads[-1].start()
+
+    threads = [threading.Thread(target=listen)]
+    threads[0].start()
+    yield deaf
+    over.set()
+    deaf.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
+
+
+def test_an_answer_that_drips_in_is_none(
+    shop: Shop, till: Till, dripping: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is for the whole answer, of both kinds of till; the customer goes on offline, and the thread ends."""
+    till.close()
+    points_at(shop, dripping)
+    monkeypatch.setattr(online, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(line, "ANSWER_TIMEOUT_S", 0.3)
+
+    async def main() -> None:
+        async with AsyncTill.open(shop.work / "till", clock=shop.clock) as till:
+            receipt = await till.redeem_online(order(2), ["TEN"])
+            assert (receipt.redeemed, receipt.online) == (True, False)
+            with pytest.raises(TryLater, match="takes too long"):
+                await till.sync()
+
+    with Till.open(shop.work / "till", clock=shop.clock) as till:
+        receipt = till.redeem_online(order(), ["TEN"])
+        assert (receipt.redeemed, receipt.online) == (True, False)
+        with pytest.raises(TryLater, match="takes too long"):
+            till.sync()
+    asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name == "tallystick-line":
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
 
 
 # ---- the command

@@ -20,6 +20,7 @@ from tallystick_client.journal import FILE_NAME
 from tallystick_client.listing import entries
 from tallystick_shared.journal import EventType
 from tallystick_shared.journal_file import FileHeader, read_batch, read_header
+from tallystick_shared.signing import Typ, peek
 from tallystick_shared.wire import EventOutcome, Outcome, digest_of
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, rows, sell
 from tests.client.fake_server import loses_the_answer, loses_the_request
@@ -179,6 +180,38 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(till: Till, sho
     with pytest.raises(StorageError, match="cannot be written"):
         export(till._keeper, shop.work / "nowhere" / "file", final=False)
     assert not list(shop.work.glob("*.new"))
+
+
+def test_a_file_that_cannot_be_made_retires_nothing(till: Till, shop: Shop) -> None:
+    """The till goes on selling; names that the system cannot take are a sentence too."""
+    nowhere = shop.work / "no-stick" / "file"
+    for file in (nowhere, shop.work / ("x" * 300)):
+        with pytest.raises(StorageError, match="cannot be written"):
+            export(till._keeper, file, final=True)
+    assert not till._keeper.journal.state().retired
+    assert till.redeem(order(8), ["ONCE"]).redeemed
+
+
+def test_a_file_proves_the_enrolment_and_tells_the_leases(till: Till, shop: Shop) -> None:
+    """The server that takes it may have been restored from a backup that knows neither; the till notes none of it."""
+    file, _ = exported(shop, till, final=True)
+    header, bodies = read(file)
+    assert header.again is not None
+    assert peek(header.again.encode(), Typ.ENROL_AGAIN)[0] == till._keeper.key.kid
+    bring(shop, file)
+    assert len(bodies) == 1
+    assert [lease.units for lease in shop.server.heads[-1].held or ()] == [5]
+    assert not till._keeper.journal.state().recovering
+
+
+def test_an_id_that_is_no_text_is_refused_in_a_sentence(till: Till, shop: Shop) -> None:
+    """As a shell passes on what was typed in another encoding."""
+    till.close()
+    command = [COMMAND.encode(), b"--dir", str(shop.work / "till").encode(), b"journal"]
+    forgotten = subprocess.run([*command, b"forget", b"M\xfcller"], capture_output=True, timeout=60)
+    assert (forgotten.returncode, b"must be text in UTF-8" in forgotten.stderr) == (2, True)
+    made = subprocess.run([*command, b"export", b"x" * 300], capture_output=True, timeout=60)
+    assert (made.returncode, b"cannot be written" in made.stderr) == (2, True)
 
 
 def test_an_export_waits_for_no_sync_and_says_so(till: Till, shop: Shop) -> None:

@@ -32,6 +32,7 @@ from tallystick_client.phases import TRANSITIONS, Phase
 from tallystick_shared.journal import EventType
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, sell
 from tests.client.fake_clock import START
+from tests.client.fake_server import problem
 
 
 def test_the_table_is_whole() -> None:
@@ -119,7 +120,8 @@ def test_the_jitter_is_drawn_after_the_cap(till: Till, failures: int, jitter: fl
 )
 def test_retry_after_is_read_in_both_its_forms(text: str, seconds: float) -> None:
     """Seconds or a date; nonsense counts as nothing, and more than a day as a day."""
-    assert retry_after_s(Answer(503, {"retry-after": text}, b""), START) == seconds
+    status, headers, body = problem(503, "BUSY", "not now", **{"retry-after": text})
+    assert retry_after_s(Answer(status, headers, body), START) == seconds
 
 
 def test_a_patient_sync_waits_its_turn(till: Till, shop: Shop) -> None:

@@ -244,6 +244,21 @@ def test_an_answer_that_nobody_signed_is_no_answer(till: Till, shop: Shop) -> No
         assert not till.redeem_online(order(), ["TEN"]).online
 
 
+def test_an_answer_by_a_key_that_is_new_says_what_to_do(till: Till, shop: Shop) -> None:
+    """What only the server can redeem is not refused: sync, and ask again. What the till can redeem, it redeems."""
+    shop.server.receipt_key = SigningKey.generate()
+    shop.server.roots.append(shop.server.make_root(2))
+    with pytest.raises(RemoteError, match="sync this till first") as caught:
+        till.redeem_online(order(), ["ONLINE"])
+    assert caught.value.code == "UNKNOWN_KEY"
+    assert till.redeem_online(order(2), ["TEN"]).redeemed
+    till.sync()
+    receipt = till.redeem_online(order(), ["ONLINE"])
+    assert (receipt.redeemed, receipt.online) == (True, True)
+    assert next(iter(shop.server.redemptions)) == receipt.id
+    assert len(shop.server.redemptions) == 2
+
+
 def cut_off(till: Till, shop: Shop, code: str, number: int = 1) -> str:
     """The power goes after the server did its work and before its answer came: the id."""
     machine = till._keeper.online_machine(order(number), [code])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tallystick_client import LineError, RemoteError, Till, TryLater
+from tallystick_client.pausing import SPREAD_S
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, sell
 from tests.client.fake_server import loses_the_answer, loses_the_request, passes, says
 
@@ -96,6 +97,54 @@ def test_a_batch_that_fails_again_and_again_is_halved(till: Till, shop: Shop) ->
     assert till.status().waiting == 0
 
 
+def test_a_day_without_a_line_halves_nothing(till: Till, shop: Shop) -> None:
+    """Where nothing was ever sent it was not the batch."""
+    sell(till, 8)
+    address, till._line._url = till._line._url, "http://127.0.0.1:9"
+    for _ in range(9):
+        with pytest.raises(TryLater):
+            till.sync()
+    till._line._url = address
+    assert till.sync().rounds == 1
+
+
+def test_small_batches_grow_within_the_sync_that_gets_through(till: Till, shop: Shop) -> None:
+    """Twofold a round, so that a queue behind a bad line is not sent one by one."""
+    sell(till, 16)
+    shop.server.script = [says(500)] * 12
+    for _ in range(12):
+        with pytest.raises(TryLater):
+            till.sync()
+    count = len(shop.server.heads)
+    till.sync()
+    assert [head.events.count for head in shop.server.heads[count:]] == [1, 2, 4, 8, 1]
+
+
+def test_a_lease_too_small_for_what_was_wanted_is_closed_only_at_a_server_that_answers(till: Till, shop: Shop) -> None:
+    """Without a line a smaller order can still use what is left of it."""
+    shop.server.publish({**TEN, "code": "BUDGET", "limits": {"budget_minor": 10_000}})
+    shop.server.grant(shop.server.device, "BUDGET", units=None, minor=200)
+    till.sync()
+    assert not till.redeem(order(1, quantity=30), ["BUDGET"]).redeemed
+    shop.server.script = [loses_the_request] * 4
+    for _ in range(4):
+        with pytest.raises(TryLater):
+            till.sync()
+    assert till.redeem(order(2), ["BUDGET"]).redeemed
+    report = till.sync()
+    assert (report.leases_closed, report.rounds) == (1, 2)
+    assert [len(head.wants) for head in shop.server.heads[-2:]] == [1, 1]
+    assert till.sync().rounds == 1
+
+
+def test_what_is_wanted_and_granted_at_once_closes_nothing(till: Till, shop: Shop) -> None:
+    """The lease that came for it is not the one that was too small."""
+    assert not till.redeem(order(), ["ONCE"]).redeemed
+    shop.server.grant(shop.server.device, "ONCE", units=3)
+    report = till.sync()
+    assert (report.leases_granted, report.leases_closed, report.rounds) == (1, 0, 1)
+
+
 def test_401_is_tried_once_more_with_a_new_signature(till: Till, shop: Shop) -> None:
     """And then it is the server's refusal."""
     shop.server.script = [says(401, "NOT_AUTHENTICATED")]
@@ -104,6 +153,7 @@ def test_401_is_tried_once_more_with_a_new_signature(till: Till, shop: Shop) -> 
     with pytest.raises(RemoteError) as caught:
         till.sync()
     assert caught.value.code == "NOT_AUTHENTICATED"
+    assert till.status().next_sync_at is not None, "or a loop over it would not pause"
 
 
 def test_when_to_come_again_survives_a_restart(till: Till, shop: Shop) -> None:
@@ -124,6 +174,22 @@ def test_when_to_come_again_survives_a_restart(till: Till, shop: Shop) -> None:
     shop.clock.run(seconds=121)
     assert till.sync().state == "active"
     assert till.status().next_sync_at is None
+
+
+@pytest.mark.parametrize("status", [302, 404, 503, 511])
+def test_only_the_server_says_when_to_come_again(till: Till, shop: Shop, status: int) -> None:
+    """A portal's `Retry-After` counts for nothing; the server's own binds a person for an hour at most."""
+    headers = {"content-type": "text/html", "retry-after": "86400"}
+    shop.server.script = [lambda *_: (status, headers, b"<html>"), says(503, **{"retry-after": "86400"})]
+    for longest_s in (SPREAD_S, 86_400 + SPREAD_S):
+        with pytest.raises(TryLater) as caught:
+            till.sync()
+        assert (caught.value.next_attempt_at - shop.clock.now()).total_seconds() <= longest_s
+    with pytest.raises(TryLater) as caught:
+        till.sync()
+    assert caught.value.code == "ASKED_TO_WAIT"
+    shop.clock.run(hours=1)
+    assert till.sync().state == "active"
 
 
 def test_no_server_is_no_line(shop: Shop, till: Till) -> None:

@@ -321,6 +321,26 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_made(shop: Shop, how:
     assert not (shop.work / "till").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://anna:secret@localhost:9", "must hold no user and no password"),
+        ("https://secret@localhost:9", "must hold no user and no password"),
+        ("https://local host/secret", "must be the address of a server"),
+        ("https://localhost/\tsecret", "must be the address of a server"),
+    ],
+)
+def test_an_address_with_a_password_or_a_space_is_refused(shop: Shop, url: str, words: str) -> None:
+    """It would be shown in errors and by status; the sentence does not show it either."""
+    with pytest.raises(InvalidInput, match=f"server_url: {words}") as caught:
+        Till.enroll(shop.work / "till", url, shop.server.token(), clock=shop.clock)
+    assert "secret" not in str(caught.value)
+    shop.server.publish(TEN)
+    shop.enroll()
+    with pytest.raises(InvalidInput, match=words):
+        configure(shop.work / "till", server_url=url)
+
+
 def test_a_token_crosses_no_network_in_clear(shop: Shop, ca_file: Path) -> None:
     """http:// to another machine is refused unless it is asked for, and never with a CA or pins, then idle."""
     token = shop.server.token()

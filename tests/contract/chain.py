@@ -112,12 +112,24 @@ class Chain:
         shutil.copy(file, database)
         self.start()
 
-    def declare(self) -> None:
+    def declare(self, *, all_known: bool = False) -> None:
+        """`all_known`: no till enrolled since the backup, so the recovery ends by itself."""
+
         async def begin() -> None:
             async with operations.opened(self.settings, self.clock()) as server:
-                await server.database.write(lambda t: recovery.begin(t, now=self.clock()))
+                now = self.clock()
+                await server.database.write(lambda t: recovery.begin(t, now=now, all_known=all_known))
 
         asyncio.run(begin())
+
+    def end(self) -> None:
+        """An operator ends the recovery."""
+
+        async def end() -> None:
+            async with operations.opened(self.settings, self.clock()) as server:
+                await server.database.write(lambda t: recovery.end(t, now=self.clock()))
+
+        asyncio.run(end())
 
     def state(self) -> str:
         return asyncio.run(operations.read_status(self.settings, now=self.clock())).state

@@ -32,6 +32,7 @@ from tallystick_client import (
     judging_inputs,
     machine,
     online,
+    pausing,
     timekeeping,
     trust,
 )
@@ -59,7 +60,8 @@ LIMITS = {
         (journal, "EVENT_BYTES_MAX BATCH_EVENTS_MAX BATCH_BYTES_MAX"),
         (judging, "SYNC_UNPACKED_BYTES_MAX SYNC_WINDOW_BYTES_MAX"),
         (devices, "REQUEST_BYTES_MAX"),
-        (machine, "ROUNDS_MAX BACKOFF_BASE_S BACKOFF_MAX_S SPREAD_S HALVE_AFTER"),
+        (machine, "ROUNDS_MAX"),
+        (pausing, "BACKOFF_BASE_S BACKOFF_MAX_S SPREAD_S HALVE_AFTER"),
         (timekeeping, "BEHIND_S STEP_S_MIN"),
     )
     for name in names.split()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from tallystick_shared.wire import DeviceState
+from tallystick_server.settings import Settings
+from tallystick_shared.wire import DeviceState, Lease
 from tests.server.conftest import ORDER, voucher
 from tests.server.restoring import Backup
 from tests.server.test_recovery import audited, begin, report, state
@@ -55,6 +57,52 @@ def test_after_its_report_a_device_adopts_nothing_more(shop: Shop) -> None:
     assert audited(shop, "lease.adopt") == []
 
 
+def test_a_device_tells_its_leases_once_in_an_epoch(shop: Shop) -> None:
+    """One that never comes to the end of its journal adds nothing with another list, whatever the numbers are."""
+    shop.publish(voucher("tea", total=5))
+    backup = Backup(shop)
+    liar = shop.device("a")
+    for _ in range(3):
+        liar.redeem(ORDER, "tea")
+    backup.restore()
+    begin(shop)
+    liar.enrol_again()
+    liar.sync()
+    (real,) = liar.active()
+    liar.forgiving = True
+    liar.sync(through=1)
+    for number in (50, 60):
+        invented = msgspec.structs.replace(real, id=new_id(), number=number)
+        liar.sync(through=2, held=[real, invented], lease_number=number)
+    assert [row["object"] for row in audited(shop, "lease.adopt")] == [real.id]
+    assert shop.pool("tea")["free"] == 0
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return msgspec.structs.replace(settings, leases_per_device_max=8)
+
+
+def test_numbers_and_counts_of_adopted_leases_are_bounded(shop: Shop) -> None:
+    """No number beyond what the database holds, and no more leases than a device is ever granted."""
+    shop.publish(*(voucher(f"tea{n}", total=5) for n in range(10)))
+    backup = Backup(shop)
+    liar = shop.device("a")
+    ids = [liar.voucher_of(f"tea{n}").id for n in range(10)]
+    backup.restore()
+    begin(shop)
+    liar.enrol_again()
+    liar.forgiving = True
+    liar.sync()
+    ends = shop.clock() + timedelta(days=1)
+    absurd = Lease(new_id(), 2**62, ids[9], 5, None, ends)
+    held = [Lease(new_id(), 10 + n, ids[n], 5, None, ends) for n in range(9)]
+    assert liar.post(liar.request(held=[absurd, *held], lease_number=10**15)).status_code == 200
+    adopted = [row["object"] for row in audited(shop, "lease.adopt")]
+    assert sorted(adopted) == sorted(one.id for one in held[:8])
+    assert shop.rows("SELECT lease_number FROM devices") == [{"lease_number": 10**15}]
+
+
 @pytest.mark.parametrize("granted_before", [True, False], ids=["the first is known", "both are forgotten"])
 def test_two_leases_of_a_voucher_are_adopted_one_after_the_other(either_shop: Shop, granted_before: bool) -> None:
     """The second was granted after the close of the first, which is in the events that follow."""
@@ -100,7 +148,6 @@ def test_what_came_before_the_declaration_gets_its_cover_back(either_shop: Shop)
     backup.restore()
     device.forgiving = True
     begin(shop)
-    shop.post("/v1/recovery/end")
     device.enrol_again()
     device.sync()
     device.recovering = False

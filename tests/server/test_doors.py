@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -13,6 +14,8 @@ import pytest
 from litestar import Litestar
 
 from tallystick_server.app import create_app
+from tallystick_server.importing import BadFile
+from tallystick_server.operations import import_vouchers
 from tests.server.conftest import ORDER, voucher
 from tests.server.tiny_device import NONE, digest, new_id
 
@@ -152,6 +155,25 @@ def test_a_body_too_large_is_refused_unread(shop: Shop) -> None:
     with contextlib.suppress(httpx2.WriteError, httpx2.RemoteProtocolError, httpx2.ReadError):
         assert httpx2.post(f"{shop.url}/v1/sync", content=chunks(), timeout=60).status_code == 413
     assert httpx2.get(f"{shop.url}/health/live").status_code == 200
+
+
+def test_a_file_of_hidden_codes_is_refused_without_naming_one(shop: Shop) -> None:
+    """Taken, repeated or unfit: the line is named, the code stands in no sentence; one in clear is named."""
+    secret = "K7QX-2M9T-WD4R-8HZC-5VNB"
+    path = shop.settings.data / "codes.ndjson"
+    shop.publish(voucher(secret))
+    path.write_text("".join(json.dumps(voucher(one)) + "\n" for one in (secret, secret, "x" * 300)))
+
+    def lines(*, hidden: bool) -> list[str]:
+        with pytest.raises(BadFile) as bad:
+            asyncio.run(import_vouchers(shop.settings, path, hidden=hidden, now=shop.clock()))
+        return [line.removeprefix(f"{path}:") for line in bad.value.lines]
+
+    told = lines(hidden=True)
+    assert told[:2] == ["1: code: this is the code of a voucher already", "2: code: this is the code of line 1 already"]
+    assert len(told) == 3
+    assert not any("K7QX" in line or "xxx" in line for line in told)
+    assert all("K7QX" in line for line in lines(hidden=False)[:2])
 
 
 def test_the_log_has_no_bodies_and_no_keys(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ from tallystick_shared.signing import SigningKey, Typ
 from tallystick_shared.wire import EnrolmentToken
 from tests.server.conftest import ORDER, voucher
 from tests.server.restoring import Backup
-from tests.server.test_recovery import audited, begin, report, state
+from tests.server.test_recovery import audited, begin, epoch_of, report, state
 from tests.server.tiny_device import NONE, Refused, TinyDevice, new_id
 
 if TYPE_CHECKING:
@@ -37,7 +37,12 @@ def test_a_forgotten_device_is_added_again_as_it_was(either_shop: Shop) -> None:
     begin(shop)
     assert device.post(device.request()).json()["code"] == "UNKNOWN_DEVICE"
     first, second = device.enrol_again(), device.enrol_again()
-    assert (first.device, first.store_id, first.scope, first.server_epoch) == (device.id, "harbour", "main", 2)
+    assert (first.device, first.store_id, first.scope, first.server_epoch) == (
+        device.id,
+        "harbour",
+        "main",
+        epoch_of(shop),
+    )
     assert second.device == first.device
     report(device)
     assert device.acknowledged == 2
@@ -54,7 +59,7 @@ def test_an_enrolment_of_this_epoch_proves_an_undeclared_restore(shop: Shop) -> 
     assert state(shop) == "restore_suspected"
     assert shop.rows("SELECT 1 FROM devices") == []
     begin(shop)
-    assert device.enrol_again().server_epoch == 2
+    assert device.enrol_again().server_epoch == epoch_of(shop)
 
 
 def test_a_forgotten_token_lets_nobody_else_in_once_its_device_came_again(shop: Shop) -> None:
@@ -120,7 +125,7 @@ def test_only_this_servers_own_answer_to_this_key_lets_a_device_in(shop: Shop) -
 
 
 def test_a_receipt_key_that_was_changed_still_counts(shop: Shop) -> None:
-    """A device that enrolled under an earlier root comes back under a later one."""
+    """A device that enrolled under an earlier root comes back under a later one, once an operator confirms it."""
     backup = Backup(shop)
     device = shop.device()
     change = rotating.Change(receipt=True)
@@ -129,6 +134,50 @@ def test_a_receipt_key_that_was_changed_still_counts(shop: Shop) -> None:
     begin(shop)
     device.receipt |= receipt_keys(shop)
     assert device.enrol_again().root_version == 2
+    assert shop.rows("SELECT state FROM devices WHERE id = :id", id=device.id) == [{"state": "pending"}]
+    assert shop.post(f"/v1/devices/{device.id}/resume").status_code == 200
+    report(device)
+    assert device.answer.state == "active"
+
+
+def test_a_stolen_key_that_was_changed_proves_nothing_by_itself(shop: Shop) -> None:
+    """It stops no grants, and what it lets in is pending: it is granted nothing, and no lease it claims is adopted."""
+    shop.publish(voucher("tea", total=5))
+    backup = Backup(shop)
+    thief = shop.device()
+    change = rotating.Change(receipt=True)
+    rotating.begin(shop.settings, change, [shop.settings.keys / "root.jwk"], now=shop.clock())
+    backup.restore()
+    honest = shop.device("honest", synced=False)
+    thief.receipt |= receipt_keys(shop)
+    thief.enrol_again()
+    assert state(shop) == "normal"
+    thief.forgiving = thief.recovering = True
+    answer = thief.sync()
+    assert (answer.state, answer.leases) == ("pending", [])
+    begin(shop)
+    thief.sync()
+    thief.sync()
+    assert shop.rows("SELECT 1 FROM leases") == []
+    assert shop.pool("tea")["free"] == 5
+    (row,) = audited(shop, "device.again")
+    assert (row["detail"]["state"], row["detail"]["key_in_use"]) == ("pending", False)
+    report(honest)
+    assert thief.id not in {one["id"] for one in shop.get("/v1/recovery")["unreported"]}
+
+
+def test_who_comes_back_while_nothing_recovers_is_pending(shop: Shop) -> None:
+    """After the end of the recovery nobody waits for it; an operator says whether it is one of theirs."""
+    backup = Backup(shop)
+    device = shop.device()
+    backup.restore()
+    begin(shop, all_known=False)
+    shop.post("/v1/recovery/end")
+    device.enrol_again()
+    assert shop.rows("SELECT state FROM devices") == [{"state": "pending"}]
+    shop.post(f"/v1/devices/{device.id}/resume")
+    report(device)
+    assert device.answer.state == "active"
 
 
 def receipt_keys(shop: Shop) -> dict[str, Any]:

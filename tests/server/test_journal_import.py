@@ -17,8 +17,12 @@ from tallystick_server.journals import Imported, import_journals
 from tallystick_server.operations import opened
 from tallystick_shared.journal import EventType, encode
 from tallystick_shared.journal_file import FORMAT, VERSION, FileHeader, write_batch, write_header
+from tallystick_shared.signing import Typ
+from tallystick_shared.wire import EnrolAgain
 from tests.server.conftest import ORDER, Shop, voucher
-from tests.server.tiny_device import TinyDevice
+from tests.server.restoring import Backup
+from tests.server.test_recovery import begin
+from tests.server.tiny_device import TinyDevice, new_id
 
 COMMAND = str(Path(sys.executable).parent / "tallystick-server")
 
@@ -200,7 +204,8 @@ def test_nothing_is_granted_to_a_till_that_does_not_hear_of_it(shop: Shop) -> No
 
 
 def test_a_restored_server_says_from_where_it_needs_the_journal(shop: Shop, device: TinyDevice) -> None:
-    """A gap is no fork, and a file of an older epoch is not taken: both say what to export instead, which is taken."""
+    """A gap is no fork; a file of an older epoch is taken where nothing is missing before it, and else says what to
+    export instead."""
     device.ledger_mark = 1_000
     (done,) = bring(shop, write(shop, device, device.request(after=5)))
     assert done.refused == (
@@ -209,17 +214,93 @@ def test_a_restored_server_says_from_where_it_needs_the_journal(shop: Shop, devi
     )
     assert bring(shop, write(shop, device, device.request(after=0, through=3)))[0].stored == 3
 
-    async def declare() -> None:
+    async def declare() -> int:
         async with opened(shop.settings, shop.clock()) as server:
-            await server.database.write(lambda transaction: recovery.begin(transaction, now=shop.clock()))
+            begun = await server.database.write(lambda transaction: recovery.begin(transaction, now=shop.clock()))
+            return begun.server_epoch
 
-    asyncio.run(declare())
-    (done,) = bring(shop, write(shop, device, device.request(after=3)))
-    assert "is in epoch 2 and knows this till only up to event 3: export with --epoch 2 --after 3" in done.refused
+    epoch = asyncio.run(declare())
+    (done,) = bring(shop, write(shop, device, device.request(after=5)))
+    assert f"is in epoch {epoch} and knows this till only up to event 3: export with --epoch {epoch} --after 3" in (
+        done.refused
+    )
     assert stored(shop) == 3
-    (done,) = bring(shop, write(shop, device, device.request(after=3, server_epoch=2, held=device.active())))
+    file = write(shop, device, device.request(after=3, server_epoch=epoch, held=device.active()))
+    (done,) = bring(shop, file)
     assert (done.refused, done.stored, stored(shop)) == ("", 6, 9)
     assert shop.rows("SELECT branches, state FROM devices") == [{"branches": 1, "state": "active"}]
+
+
+def test_a_file_of_an_older_epoch_is_settled_with_its_leases(either_shop: Shop) -> None:
+    """Of a till that is gone it is all there is: imported, forgotten by a restore, and imported once more."""
+    shop = either_shop
+    shop.publish(voucher("ONCE", total=10))
+    device = shop.device(synced=False)
+    device.fetch()
+    backup = Backup(shop)
+    device.sync()
+    (lease,) = device.active()
+    for _ in range(3):
+        device.redeem(ORDER, "once")
+    device.close(lease)
+    device.recovering = True  # every export tells the leases that are held where a batch begins
+    ends = [0, 2, 4]
+    bodies = [device.request(after=after, through=through, retired=True) for after, through in pairwise(ends)]
+    file = write(shop, device, *bodies, final=True)
+    assert bring(shop, file)[0].stored == 4
+    before = shop.pool("ONCE")
+    backup.restore()
+    begin(shop)
+    assert shop.pool("ONCE")["held"] == 0
+    (done,) = bring(shop, file)
+    assert (done.stored, done.refused, done.outcomes) == (4, "", {"applied": 4})
+    assert (shop.pool("ONCE"), shop.flags()) == (before, [])
+    assert shop.rows("SELECT state FROM server") == [{"state": "normal"}], "a retired till has said all"
+    assert shop.rows("SELECT state FROM devices") == [{"state": "revoked"}]
+
+
+def test_a_file_of_a_till_that_goes_on_is_not_its_last_word(shop: Shop) -> None:
+    """What it brings is settled; the till itself still has to come, and may hold more by then."""
+    shop.publish(voucher("OPEN"))
+    device = shop.device()
+    device.redeem(ORDER, "open")
+    device.recovering = True
+    file = write(shop, device, device.request())
+    begin(shop)
+    assert bring(shop, file)[0].stored == 1
+    assert shop.get("/v1/recovery")["unreported"][0]["id"] == device.id
+
+
+def test_a_file_takes_a_forgotten_till_in_again(shop: Shop) -> None:
+    """Enrolled since the backup and never online again: the proof in the header is checked as over the line."""
+    shop.publish(voucher("ONCE", total=10))
+    backup = Backup(shop)
+    device, other = shop.device("a"), shop.device("b")
+    device.redeem(ORDER, "once")
+    backup.restore()
+    device.recovering = True
+    body = device.request(retired=True)
+    begin(shop, all_known=False)
+    assert "not enrolled here (UNKNOWN_DEVICE)" in bring(shop, write(shop, device, body))[0].refused
+    forged = write(shop, device, body, again=proof(device, other.enrolment[1]))
+    assert "WRONG_ENROLMENT" in bring(shop, forged)[0].refused
+    (done,) = bring(shop, write(shop, device, body, again=proof(device, device.enrolment[1])))
+    assert (done.stored, done.refused, shop.flags()) == (1, "", [])
+    assert shop.rows("SELECT known_units FROM leases") == [{"known_units": 1}]
+
+
+def proof(device: TinyDevice, answer: bytes) -> str:
+    message = EnrolAgain(device.id, device.enrolment[0].decode(), answer.decode(), new_id())
+    return device.key.sign(Typ.ENROL_AGAIN, encode(message)).decode()
+
+
+def test_a_file_of_a_higher_epoch_is_refused_and_proves_nothing(shop: Shop, device: TinyDevice) -> None:
+    """A typing mistake in --epoch must not stop all grants."""
+    (done,) = bring(shop, write(shop, device, device.request(server_epoch=12)))
+    assert "it is of epoch 12, and this server is in epoch 1" in done.refused
+    assert "(WRONG_EPOCH)" in done.refused
+    assert shop.rows("SELECT state FROM server") == [{"state": "normal"}]
+    assert stored(shop) == 0
 
 
 def test_the_command_says_what_it_did(shop: Shop, device: TinyDevice) -> None:

@@ -225,6 +225,38 @@ def test_old_bodies_are_erased_but_those_that_wait_for_a_person(
     assert len(shop.rows("SELECT * FROM audit WHERE action = 'bodies.erase'")) == 4
 
 
+def test_old_results_say_nothing_of_their_customers(either_shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Online ones have no body to be erased, and a till's clock may be years ahead: both are cut, young ones stay."""
+    monkeypatch.setattr(privacy, "PAGE", 1)
+    shop = either_shop
+    vip = {"field": "customer.segments", "op": "contains", "value": "vip"}
+    shop.publish(voucher("OPEN"), voucher("VIP", when=vip))
+    device = shop.device()
+    refused = b'{"refused":[{"code":"VIP","reason":"CONDITION_NOT_MET","detail":{"was":["seg-of-the-forgotten"]}}],'
+    device.redeem(HERS, "open", at=shop.clock() + timedelta(days=2_000), body_result=refused + b'"applied":[]}')
+    device.sync()
+    for flag in shop.get("/v1/flagged")["flagged"]:
+        shop.post(f"/v1/flagged/{flag['id']}/resolve", {"note": "seen"})
+    online = new_id()
+    assert shop.online(online, "OPEN", "VIP", order=HERS).json()["redeemed"]
+    shop.clock.advance(days=30)
+    assert shop.online(new_id(), "OPEN", "VIP", order=HERS).json()["redeemed"]
+
+    def telling() -> list[bool]:
+        rows = shop.rows("SELECT result FROM redemptions ORDER BY online, at")
+        return [b"seg-of-the-forgotten" in row["result"] for row in rows]
+
+    before = accounts(shop)
+    assert telling() == [True, True, True]
+    assert (erase(shop, 31), telling()) == (0, [True, True, True])
+    assert (erase(shop, 29), telling()) == (1, [False, False, True])
+    assert accounts(shop) == before
+    again = shop.online(online, "OPEN", "VIP", order=HERS).json()
+    assert (again["redeemed"], [one["reason"] for one in again["result"]["refused"]]) == (True, ["CONDITION_NOT_MET"])
+    (first, _) = shop.rows("SELECT detail FROM audit WHERE action = 'bodies.erase' ORDER BY id DESC")
+    assert json.loads(first["detail"])["results"] == 1
+
+
 def test_nothing_is_erased_unless_an_operator_says_how_old(shop: Shop) -> None:
     """Without a retention the command refuses, in a sentence that names the setting."""
     with pytest.raises(CallerError, match="TALLYSTICK_BODY_RETENTION_S") as caught:

@@ -11,7 +11,7 @@ from tallystick_shared.journal import StoredEvent
 from tallystick_shared.wire import Outcome
 from tests.server.conftest import ORDER, voucher
 from tests.server.restoring import Backup
-from tests.server.test_recovery import audited, begin, report, state
+from tests.server.test_recovery import audited, begin, epoch_of, report, state
 from tests.server.tiny_device import TinyDevice, digest, new_id
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def test_a_declaration_leads_out_of_a_suspicion(shop: Shop) -> None:
     device.post(device.request())
     (note,) = [note for note in shop.get("/v1/status")["notes"] if device.id in note]
     assert "recovery begin" in note
-    assert begin(shop)["server_epoch"] == 2
+    assert begin(shop)["server_epoch"] == epoch_of(shop)
     (row,) = audited(shop, "recovery.begin")
     assert row["detail"]["suspected_by"] == device.id
     assert any("0 of 1 devices" in note for note in shop.get("/v1/status")["notes"])
@@ -106,9 +106,29 @@ def test_another_restore_while_it_recovers_is_suspected_too(shop: Shop) -> None:
     backup.restore()
     one.post(one.request())
     assert state(shop) == "restore_suspected"
-    assert begin(shop)["server_epoch"] == 3
+    assert begin(shop)["server_epoch"] == epoch_of(shop) + 1
     report(one)
     assert state(shop) == "recovering"
+
+
+def test_an_event_that_was_acknowledged_in_this_epoch_proves_another_restore(shop: Shop) -> None:
+    """Of a backup made while it recovered, whose marks the other devices have overtaken since."""
+    shop.publish(voucher("jam"))
+    one, other = shop.devices("a", "b")
+    begin(shop)
+    backup = Backup(shop)
+    one.redeem(ORDER, "jam")
+    report(one)
+    backup.restore()
+    for _ in range(4):
+        other.sync()
+    one.redeem(ORDER, "jam")
+    one.forgiving = True
+    one.post(one.request())
+    assert state(shop) == "restore_suspected"
+    begin(shop)
+    report(one)
+    assert len(shop.rows("SELECT 1 FROM redemptions")) == 2
 
 
 def test_marks_of_an_epoch_that_is_over_prove_nothing(shop: Shop) -> None:
