@@ -128,7 +128,7 @@ def suspend(context: typer.Context, device: DeviceId, data: Data = None) -> None
 
 @app.command()
 def resume(context: typer.Context, device: DeviceId, data: Data = None) -> None:
-    """A suspended device is active again; a forked one must be enrolled anew instead."""
+    """A suspended or pending device is active; a forked one must be enrolled anew instead."""
     _change(context, data, device, DeviceState.ACTIVE)
 
 
