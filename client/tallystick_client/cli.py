@@ -270,9 +270,7 @@ def _returned(text: str) -> Returned:
 
 def _redeem(till: Till, order: Order, asked: Asked, online: bool) -> Receipt:
     if online:
-        if asked.id is not None:
-            raise InvalidInput("id", "cannot be given with --online, which makes its own")
-        return till.redeem_online(order, asked.codes)
+        return till.redeem_online(order, asked.codes, id=asked.id)
     return till.redeem(order, asked.codes, id=asked.id)
 
 

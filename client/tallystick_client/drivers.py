@@ -107,12 +107,12 @@ class Till:
         """
         return self._keeper.terminal.redeem(order, codes, redemption_id=id)
 
-    def redeem_online(self, order: OrderInput, codes: Sequence[str]) -> Receipt:
+    def redeem_online(self, order: OrderInput, codes: Sequence[str], *, id: str | None = None) -> Receipt:
         """Asks the server; without an answer, redeems offline under the same id, and the server counts it once.
 
-        Raises as `redeem` does, and `RemoteError`.
+        `id` as for `redeem`. Raises as `redeem` does, and `RemoteError`.
         """
-        machine = self._keeper.online_machine(order, codes)
+        machine = self._keeper.online_machine(order, codes, id)
         return cast(Receipt, run(machine, Woken(), self._keeper, self._line))
 
     def void(self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
@@ -241,8 +241,8 @@ class AsyncTill:
     async def redeem(self, order: OrderInput, codes: Sequence[str], *, id: str | None = None) -> Receipt:
         return await in_worker(self._keeper.terminal.redeem, order, codes, redemption_id=id)
 
-    async def redeem_online(self, order: OrderInput, codes: Sequence[str]) -> Receipt:
-        machine = await in_worker(self._keeper.online_machine, order, codes)
+    async def redeem_online(self, order: OrderInput, codes: Sequence[str], *, id: str | None = None) -> Receipt:
+        machine = await in_worker(self._keeper.online_machine, order, codes, id)
         return cast(Receipt, await run_async(machine, Woken(), self._keeper, self._line, in_worker))
 
     async def void(self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:

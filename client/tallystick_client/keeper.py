@@ -31,7 +31,7 @@ from tallystick_client.actions import (
     Start,
     Tick,
 )
-from tallystick_client.attempts import close_attempt, fingerprint_of, is_voided, pending_id
+from tallystick_client.attempts import close_attempt, earlier_receipt, fingerprint_of, is_voided, pending_id
 from tallystick_client.directory import Config, Directory
 from tallystick_client.enrolment import Enrolment
 from tallystick_client.errors import CallerError, InvalidInput, StorageError
@@ -45,6 +45,7 @@ from tallystick_client.terminal import (
     OrderInput,
     Terminal,
     as_codes,
+    as_id,
     as_order,
     count_customer,
     demand_not_retired,
@@ -95,17 +96,23 @@ class Keeper:
             start = Start(reading, trusted, held, patient, proof)
         return Machine(self.config.device, self.key), start
 
-    def online_machine(self, order: OrderInput, codes: Sequence[str]) -> OnlineRedemption:
-        """An attempt that was cut off before its answer is taken up again, under its id."""
+    def online_machine(
+        self, order: OrderInput, codes: Sequence[str], redemption_id: str | None = None
+    ) -> OnlineRedemption:
+        """An attempt that was cut off before its answer is taken up again, under its id; the same sale under the same
+        `redemption_id` again gives the receipt it had."""
         order, codes = as_order(order), as_codes(codes)
         if not codes:
             raise InvalidInput("codes", "must hold at least one code")
         with self.journal.read() as view:
             demand_not_retired(view.state)
-            redemption_id = pending_id(view, order, codes) or new_id(self.terminal.judged(view).at)
+            earlier = None
+            if redemption_id is not None:
+                earlier = earlier_receipt(view, as_id(redemption_id), order, codes)
+            redemption_id = redemption_id or pending_id(view, order, codes) or new_id(self.terminal.judged(view).at)
             request = RedeemRequest(redemption_id, msgspec.Raw(order_json(order)), codes, self.config.device)
             trusted = exchange.trusted_state(view)
-        return OnlineRedemption(request, self.key, trusted)
+        return OnlineRedemption(request, self.key, trusted, earlier)
 
     def perform(self, change: Change) -> Event:
         """Makes one change durable. Raises `StorageError`, `Untrusted`; then nothing of it was kept."""
@@ -159,7 +166,7 @@ class Keeper:
             at = self.terminal.judged(writing).at
             writing.execute(
                 "INSERT INTO attempts (id, at, fingerprint, request, state) VALUES (?, ?, ?, ?, 'pending')"
-                " ON CONFLICT DO NOTHING",
+                " ON CONFLICT (id) DO UPDATE SET state = 'pending', answer = NULL WHERE state = 'refused'",
                 (change.id, at, fingerprint, change.request),
             )
         return Kept()

@@ -52,13 +52,15 @@ class Phase(Enum):
 
 
 class OnlineRedemption:
-    """`request` has the id, and the device whose `key` signs it."""
+    """`request` has the id, and the device whose `key` signs it; `earlier`: what this id gave for this sale before."""
 
-    def __init__(self, request: RedeemRequest, key: SigningKey, trusted: Trusted) -> None:
+    def __init__(
+        self, request: RedeemRequest, key: SigningKey, trusted: Trusted, earlier: Receipt | None = None
+    ) -> None:
         self.phase = Phase.IDLE
         self._asked, self._id, self._device = request, request.id, request.device or ""
         self._body = key.sign(Typ.REDEEM, encode(request))
-        self._trusted = trusted
+        self._trusted, self._earlier = trusted, earlier
         self._error: TallystickError | None = None
         self._unknown_key = False
 
@@ -73,6 +75,8 @@ class OnlineRedemption:
     def _handle(self, event: Event, tick: Tick) -> tuple[Phase, Action]:
         match self.phase, event:
             case Phase.IDLE, Woken():
+                if self._earlier is not None:
+                    return Phase.DONE, Done(self._earlier)
                 return Phase.BEGINNING, Persist(BeginOnline(self._id, encode(self._asked)))
             case Phase.BEGINNING, Kept():
                 headers = {"content-type": "application/jose", "accept": "application/jose"}

@@ -371,3 +371,30 @@ def test_a_server_that_forgot_the_till_stops_no_sale(till: Till, shop: Shop) -> 
     assert (receipt.redeemed, receipt.online) == (True, False)
     till.sync()
     assert arrived(shop) == [receipt.id]
+
+
+def test_a_program_that_died_before_its_receipt_asks_again(till: Till, shop: Shop) -> None:
+    """With an id of its own, as offline: the same receipt, one redemption; another sale under it is refused."""
+    name = "01920000-0000-7000-8000-000000000001"
+    receipt = till.redeem_online(order(), ["TEN"], id=name)
+    assert (receipt.id, receipt.online) == (name, True)
+    shop.server.requests.clear()
+    assert till.redeem_online(order(), ["TEN"], id=name) == receipt
+    assert shop.server.requests == []
+    assert list(shop.server.redemptions) == [name]
+    with pytest.raises(CallerError) as caught:
+        till.redeem_online(order(2), ["TEN"], id=name)
+    assert caught.value.code == "IDENTIFIER_REUSED"
+    with pytest.raises(InvalidInput):
+        till.redeem_online(order(), ["TEN"], id="mine")
+
+
+def test_an_id_that_was_refused_may_be_asked_again(till: Till, shop: Shop) -> None:
+    """Nothing applied the first time; what applies the second time can be voided like any other."""
+    name = "01920000-0000-7000-8000-000000000002"
+    assert not till.redeem_online(order(), ["NEW"], id=name).redeemed
+    shop.server.redemptions.clear()
+    shop.server.publish({**TEN, "code": "NEW"})
+    till.sync()
+    assert till.redeem_online(order(), ["NEW"], id=name).redeemed
+    till.void(name)
