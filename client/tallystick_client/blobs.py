@@ -143,6 +143,11 @@ def demand_state(parts_sum: int, manifest: Manifest) -> None:
         raise Untrusted("the blobs do not lead to the state that the manifest names", code="STATE_DIGEST")
 
 
+def same_history(one: Manifest, other: Manifest) -> bool:
+    """Whether one can lead on to the other: the same scope, epoch and salt. (Rule 23.)"""
+    return (one.scope, one.server_epoch, one.code_salt) == (other.scope, other.server_epoch, other.code_salt)
+
+
 def ends_of(manifest: Manifest) -> Sequence[tuple[DeltaRef, int]]:
     """Each delta with the version that it leads to."""
     ends = [*(one.from_version for one in manifest.deltas), manifest.version][1:]

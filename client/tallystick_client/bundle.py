@@ -66,13 +66,6 @@ class Bundle:
     def held(self) -> Held:
         return Held(self.manifest, self.digest, self.etag, self.vouchers, self.parts)
 
-    def is_of(self, manifest: Manifest) -> bool:
-        """Whether `manifest` can lead on from this one: the same scope, epoch and salt."""
-        ours = self.manifest
-        return (ours.scope, ours.server_epoch, ours.code_salt) == (
-            manifest.scope, manifest.server_epoch, manifest.code_salt
-        )  # fmt: skip
-
     def advance(
         self, manifest: Manifest, digest: str, etag: str, changes: Changes, parts_sum: int, parts: list[Part]
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from tallystick_client import requests
 from tallystick_client.actions import (
     Action,
     Answer,
@@ -28,7 +29,7 @@ from tallystick_client.errors import TallystickError
 from tallystick_client.trust import Trusted
 from tallystick_shared.errors import CallerError, LineError, RemoteError
 from tallystick_shared.journal import encode
-from tallystick_shared.signing import ROOT_BYTES_MAX, SigningKey, Typ, sha256_hex
+from tallystick_shared.signing import SigningKey, Typ, sha256_hex
 from tallystick_shared.wire import API, EnrolmentToken, EnrolRequest
 
 _ANSWER_BYTES_MAX = 64 * 1024
@@ -67,7 +68,7 @@ class Enrolment:
             case Phase.IDLE, Woken():
                 return Phase.KEEPING_KEY, Persist(KeepKey(self._key.to_bytes()))
             case Phase.KEEPING_KEY, Kept():
-                return Phase.PINNED_ROOT, self._get_root(self._token.root_version)
+                return Phase.PINNED_ROOT, requests.root(self._token.root_version)
             case Phase.KEEPING, Kept():
                 return Phase.DONE, Done(None)
             case _, LineDown():
@@ -76,11 +77,11 @@ class Enrolment:
                 version, sha256 = self._token.root_version, self._token.root_sha256
                 self._trusted = Trusted.pin(event.body, version=version, sha256=sha256)
                 self._root = event.body
-                return Phase.LATER_ROOT, self._get_root(version + 1)
+                return Phase.LATER_ROOT, requests.root(version + 1)
             case Phase.LATER_ROOT, Answer(status=200):
                 self._trusted = self._trusted.next_root(event.body)
                 self._root = event.body
-                return Phase.LATER_ROOT, self._get_root(self._trusted.root.version + 1)
+                return Phase.LATER_ROOT, requests.root(self._trusted.root.version + 1)
             case Phase.LATER_ROOT, Answer(status=404):
                 return Phase.ENROLLING, self._enrol()
             case Phase.ENROLLING, Answer(status=200 | 201):
@@ -92,9 +93,6 @@ class Enrolment:
             case _, Answer():
                 raise _refusal(event)
         raise RuntimeError(f"no way on from {self.phase.value}")
-
-    def _get_root(self, version: int) -> Send:
-        return Send("GET", f"{API}/roots/{version}", {"accept": "application/json"}, b"", ROOT_BYTES_MAX)
 
     def _enrol(self) -> Send:
         request = EnrolRequest(token=self._token.secret, jwk=self._key.jwk(), name=self._name)

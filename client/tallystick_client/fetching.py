@@ -7,7 +7,17 @@ snapshot, and the deltas after that.
 from __future__ import annotations
 
 from tallystick_client.actions import Blob, Held, KeepBundle, NewRoot
-from tallystick_client.blobs import Changes, Vouchers, delta, deltas_after, demand_state, snapshot, summed, together
+from tallystick_client.blobs import (
+    Changes,
+    Vouchers,
+    delta,
+    deltas_after,
+    demand_state,
+    same_history,
+    snapshot,
+    summed,
+    together,
+)
 from tallystick_shared.bundle import BLOB_BYTES_MAX, BlobRef, BundleVoucher, DeltaRef, Manifest
 from tallystick_shared.errors import Untrusted
 
@@ -74,7 +84,7 @@ class Fetching:
 def _following(manifest: Manifest, held: Held) -> list[DeltaRef] | None:
     """The deltas that lead on from the held state, where that is the cheaper way. (Rule 23.)"""
     ours = held.manifest
-    if (ours.scope, ours.server_epoch, ours.code_salt) != (manifest.scope, manifest.server_epoch, manifest.code_salt):
+    if not same_history(ours, manifest):
         return None
     following = deltas_after(manifest, ours.version)
     if following is None or len(held.parts) + len(following) > BLOBS_MAX:

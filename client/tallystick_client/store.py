@@ -26,7 +26,7 @@ import diskcache
 import msgspec
 
 from tallystick_client.actions import KeepBundle
-from tallystick_client.blobs import Changes, Part, Vouchers, delta, ends_of, snapshot, together
+from tallystick_client.blobs import Changes, Part, Vouchers, delta, ends_of, same_history, snapshot, together
 from tallystick_client.bundle import Bundle, Parts
 from tallystick_client.errors import StorageError, TallystickError, Untrusted
 from tallystick_client.schema import explained
@@ -160,7 +160,7 @@ class Store:
     def _assemble(self, trusted: Trusted, scope: str, parts: Parts, before: Bundle | None) -> Bundle:
         """Each blob must be named by a signed manifest of its own, and all of them lead on from one to the next."""
         manifest = trusted.manifest(self._manifest(parts.manifest), scope, now=None)
-        if before is not None and parts.blobs[: len(before.parts)] == before.parts and before.is_of(manifest):
+        if before is not None and _leads_on(parts, before.parts) and same_history(before.manifest, manifest):
             known, version = before.parts, before.manifest.version
         else:
             known, version, before = [], 0, None
