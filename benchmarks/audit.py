@@ -217,8 +217,11 @@ def _chains(journals: Sequence[_Journal], events: Sequence[Mapping[str, Any]]) -
         main = [row for row in events if row["device_id"] == journal.device and row["branch"] == 0]
         if [row["seq"] for row in main] != list(range(1, len(main) + 1)):
             broken.append(f"the server has gaps in what {journal.device} sent")
+        # of a forked device every branch is kept: a journal is one of them
+        kept = {(row["seq"], row["hash"]) for row in events if row["device_id"] == journal.device}
         for row in main:
-            if row["seq"] in journal.events and row["hash"] != journal.events[row["seq"]][1]:
+            mine = journal.events.get(row["seq"])
+            if mine is not None and (row["seq"], mine[1]) not in kept:
                 broken.append(f"till and server disagree about event {row['seq']} of {journal.device}")
                 break
     return broken
@@ -229,8 +232,10 @@ def _pools(pools: Sequence[Mapping[str, Any]], leases: Sequence[Mapping[str, Any
     held: Counter[Key] = Counter()
     for row in leases:
         for measure in ("units", "minor"):
+            if row[measure] is None:
+                continue  # the limit is newer than the lease: what was used of it is in `uncovered`
             share = row[measure] if row["state"] in ("open", "burned") else row[f"known_{measure}"]
-            held[row["voucher_id"], measure] += share or 0
+            held[row["voucher_id"], measure] += share
     broken = []
     for row in pools:
         total = row["free"] + row["online"] + row["uncovered"] - row["voided"] + held[row["voucher_id"], row["measure"]]

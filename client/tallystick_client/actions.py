@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -14,6 +15,7 @@ from tallystick_client.reports import Receipt, SyncReport
 from tallystick_client.trust import Trusted
 from tallystick_shared.bundle import BlobRef, DeltaRef, Manifest
 from tallystick_shared.journal import Position, StoredEvent
+from tallystick_shared.signing import NOT_JSON
 from tallystick_shared.wire import (
     ClockReading,
     DeviceState,
@@ -291,6 +293,8 @@ Action = Send | Persist | Wait | Done
 
 
 PROBLEM_TYPE = "application/problem+json"
+_CODE = re.compile("[A-Z][A-Z0-9_]{0,63}")
+"""Of a problem, as every Tallystick server writes it: programs branch on it, and it is shown to people as it is."""
 
 
 def is_the_servers_word(answer: Answer) -> bool:
@@ -313,15 +317,15 @@ def problem_of(answer: Answer) -> tuple[str, str]:
     problem = _problem(answer)
     if problem is None:
         return f"HTTP_{answer.status}", f"it answered {answer.status} without saying why"
-    return problem.code[:64], problem.detail[:500] or problem.title[:500]
+    return problem.code, problem.detail[:500] or problem.title[:500]
 
 
 def _problem(answer: Answer) -> Problem | None:
     try:
         problem = msgspec.json.decode(answer.body, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         return None
-    return problem if problem.code else None
+    return problem if _CODE.fullmatch(problem.code) else None
 
 
 def retry_after_s(answer: Answer | None, now: datetime) -> float:
@@ -335,7 +339,7 @@ def retry_after_s(answer: Answer | None, now: datetime) -> float:
         return min(86_400, int(text[:9]))
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one with a number that no calendar has
         return 0
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return min(86_400, max(0, (when - now).total_seconds()))

@@ -27,7 +27,8 @@ from tallystick_shared.bundle import (
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.signing import sha256_hex
 
-_UNPACK_STEP_BYTES = 1024 * 1024
+_UNPACK_STEP_BYTES = 512
+"""Packed; they unpack to 16 MiB at most."""
 _UNPACK_WINDOW_BYTES_MAX = 128 * 1024 * 1024
 
 Changes = Mapping[str, BundleVoucher | None]
@@ -164,18 +165,23 @@ def deltas_after(manifest: Manifest, version: int) -> list[DeltaRef] | None:
 
 
 def unpack(raw: bytes, bytes_max: int, window_bytes_max: int = _UNPACK_WINDOW_BYTES_MAX) -> bytes:
-    """One zstd frame, of at most `bytes_max` bytes unpacked; never holds more than a step beyond that. (Rule 19.)"""
+    """One whole zstd frame and nothing else, of at most `bytes_max` bytes unpacked; never holds more than what one
+    step unpacks to beyond that. (Rule 19.)"""
     parts: list[bytes] = []
-    size = 0
+    size = start = 0
+    frame = zstandard.ZstdDecompressor(max_window_size=window_bytes_max).decompressobj()
     try:
-        with zstandard.ZstdDecompressor(max_window_size=window_bytes_max).stream_reader(raw) as reader:
-            while part := reader.read(_UNPACK_STEP_BYTES):
-                size += len(part)
-                if size > bytes_max:
-                    raise Untrusted(f"it unpacks to more than {bytes_max} bytes", code="TOO_LARGE")
-                parts.append(part)
+        while start < len(raw) and not frame.eof:
+            parts.append(frame.decompress(raw[start : start + _UNPACK_STEP_BYTES]))
+            start += _UNPACK_STEP_BYTES
+            size += len(parts[-1])
+            if size > bytes_max:
+                raise Untrusted(f"it unpacks to more than {bytes_max} bytes", code="TOO_LARGE")
     except zstandard.ZstdError as error:
         raise Untrusted("it is not zstd", code="MALFORMED") from error
+    # readers of zstd differ in what they make of what is cut short, of skippable frames and of what follows a frame
+    if not frame.eof or frame.unused_data or start < len(raw) or not raw.startswith(zstandard.FRAME_HEADER):
+        raise Untrusted("it is not one frame of zstd", code="MALFORMED")
     return b"".join(parts)
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from tallystick_client.errors import LineError, StorageError
-from tallystick_client.store import check_owner, make_private
+from tallystick_client.schema import sync_folder
+from tallystick_client.store import check_owner, make_private, sync_parent
 from tallystick_shared.signing import SigningKey
 
 CONFIG_NAME, LINE_NAME, KEY_NAME, LOCK_NAME = "config.json", "line.json", "device.key", "lock"
@@ -96,8 +97,11 @@ class Directory:
 
     def make(self) -> None:
         """Makes it, for an enrolment; refuses where a till lives already."""
+        missing = [folder for folder in self.path.parents if not folder.exists()]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in missing:
+                sync_parent(folder)
         except OSError as error:
             raise StorageError(f"{self.path.parent} cannot be made: {error.strerror}", code="DISK") from error
         make_private(self.path)
@@ -184,10 +188,6 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
         except OSError:
             making.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror}", code="DISK") from error

@@ -27,13 +27,15 @@ from tallystick_shared.journal import (
     encode,
 )
 from tallystick_shared.signing import open_general
-from tallystick_shared.wire import ClockReading, DeviceState, Lease, LeaseUse, Outcome, Want, digest_of
+from tallystick_shared.wire import ClockReading, DeviceState, Lease, LeaseUse, Outcome, SyncAnswer, Want, digest_of
 
 RETENTION = timedelta(days=90)
 """What is durable on the server stays on the till for this long, so that it can be voided without a line."""
 PURGE_EVENTS_MAX = 2_000
 """Of one sync, so that no sync takes long."""
 WANTS_MAX = 10_000
+RETRY_AFTER_S_MAX = 86_400
+"""No longer does a till wait before it comes by itself, whatever an answer asks."""
 
 _USED_UP = "units = used_units OR minor = used_minor"
 
@@ -172,7 +174,8 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     """Takes a verified answer; how many leases were granted and how many closed. Steps, in this order:
 
     1. its positions must be on our own chain (rule 31 of `trust`), else `Untrusted` and nothing is changed; only in a
-       new epoch may the server have forgotten what it acknowledged
+       new epoch may the server have forgotten what it acknowledged, or know the events of a copy of this till instead
+       of ours: then nothing of ours is acknowledged, and all that is kept here is sent again
     2. the roots it needed; signed time, epoch and mark. In a new epoch the next request tells of all leases, until the
        server says that it has recovered
     3. outcomes of what it acknowledges
@@ -184,7 +187,12 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     answer = change.answer
     state = writing.state
     new_epoch = answer.server_epoch > state.server_epoch
+    wait_s = min(answer.retry_after_s, RETRY_AFTER_S_MAX)
     # 1
+    if new_epoch and _is_of_a_copy(writing, answer):
+        base = Position(state.base_seq, state.base_hash)
+        answer = msgspec.structs.replace(answer, acknowledged=base, durable=base, exceptions=[])
+        change = msgspec.structs.replace(change, answer=answer)
     demand_our_journal(writing, answer.acknowledged, answer.durable)
     if answer.acknowledged.seq < state.acknowledged_seq and not new_epoch:
         raise Untrusted("the server has forgotten events that it acknowledged", code="NOT_OUR_JOURNAL")
@@ -198,7 +206,7 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
         device_state=_known_state(answer.state),
         failures=0,
         not_before_at=None,
-        next_attempt_at=mark.at + timedelta(seconds=answer.retry_after_s) if answer.retry_after_s else None,
+        next_attempt_at=mark.at + timedelta(seconds=wait_s) if wait_s else None,
         last_sync_at=mark.at,
         anomaly="",
         **mark_columns(mark),
@@ -233,6 +241,12 @@ def demand_our_journal(writing: Writing, acknowledged: Position, durable: Positi
     _demand_ours(writing, acknowledged)
     if durable.seq >= writing.state.base_seq:  # below it is what a backup said before its restore, and no news
         _demand_ours(writing, durable)
+
+
+def _is_of_a_copy(writing: Writing, answer: SyncAnswer) -> bool:
+    """Whether it names a place of our journal by another hash: a restored server knows only the other's events there."""
+    places = [(one, position_at(writing, one.seq)) for one in (answer.acknowledged, answer.durable)]
+    return any(ours is not None and ours.hash != one.hash for one, ours in places)
 
 
 def _demand_ours(writing: Writing, position: Position) -> None:

@@ -231,27 +231,41 @@ class Journal:
             raise schema.explained(error, path) from error
         finally:
             connection.close()
-        making.rename(path)
+        try:
+            making.rename(path)
+            schema.sync_folder(path.parent)  # before the config says that there is a till
+        except OSError as error:
+            raise StorageError(f"{path} cannot be made: {error.strerror}", code="DISK") from error
 
     @classmethod
     def open(cls, path: Path, *, label: str) -> Journal:
         """The journal at `path`. A damaged one is renamed aside, `label` in its name, and reported; never remade."""
         try:
-            journal = cls(schema.open_existing(path), path)
-            try:
-                journal.check_head()
-            except StorageError:
-                journal.close()
-                raise
+            return cls._opened(path)
         except StorageError as error:
             if error.code != "JOURNAL_DAMAGED":
                 raise
+        try:
+            return cls._opened(path)  # SQLite says the same of what a disk failed to read, and that may pass
+        except StorageError as error:
+            if error.code != "JOURNAL_DAMAGED":
+                raise
+            schema.demand_readable(path)
             aside = schema.set_aside(path, label)
             raise StorageError(
                 f"the journal was damaged and is kept as {aside}: keep that file, it holds what was redeemed, and "
                 "enrol this till again in another directory",
                 code="JOURNAL_DAMAGED",
             ) from error
+
+    @classmethod
+    def _opened(cls, path: Path) -> Journal:
+        journal = cls(schema.open_existing(path), path)
+        try:
+            journal.check_head()
+        except StorageError:
+            journal.close()
+            raise
         return journal
 
     def close(self) -> None:
@@ -266,12 +280,29 @@ class Journal:
             try:
                 writing = Writing(self._connection, self._state())
                 yield writing
-                self._connection.execute("COMMIT" if writing.finish() else "ROLLBACK")
+                if writing.finish():
+                    self._commit()
+                else:
+                    self._connection.execute("ROLLBACK")
             except BaseException:
                 # SQLite rolls back by itself on a full disk, and then says that there is nothing to roll back
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _commit(self) -> None:
+        """Raises `StorageError` (`UNCERTAIN`) where the disk fails once all is in the log: it is as good as not written
+        for this process and any other that has the journal open, and there for who opens it after a crash."""
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR:
+                raise
+            raise StorageError(
+                "the disk failed while this was being written, so that it may be kept or not: ask again, and for a "
+                f"redemption with the same id ({error})",
+                code="UNCERTAIN",
+            ) from error
 
     @contextmanager
     def read(self) -> Iterator[Writing]:

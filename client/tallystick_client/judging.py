@@ -56,7 +56,7 @@ from tallystick_shared.journal import (
     read_envelope,
     split_events,
 )
-from tallystick_shared.signing import PublicKey, SigningKey, Typ, sha256_hex, verify
+from tallystick_shared.signing import NOT_JSON, PublicKey, SigningKey, Typ, sha256_hex, verify
 from tallystick_shared.wire import EnrolmentToken, SyncHead, digest_of
 
 Facts = dict[str, Any]
@@ -136,6 +136,11 @@ def _answer(given: OfAnswer) -> Facts:
         head=head,
         now=given.now,
     )
+    named = [one for one in (answer.acknowledged, answer.durable) if one.seq >= journal.base]
+    of_a_copy = any(journal.hashes[one.seq - journal.base] != one.hash for one in named)
+    if answer.server_epoch > given.server_epoch and of_a_copy:  # as `exchange.accept`: all of ours is sent again
+        base = Position(journal.base, journal.hashes[0])
+        answer = msgspec.structs.replace(answer, acknowledged=base, durable=base, exceptions=[])
     _demand_ours(journal, answer.acknowledged)
     if answer.durable.seq >= journal.base:
         _demand_ours(journal, answer.durable)
@@ -190,10 +195,11 @@ def _sync(given: OfSync) -> Facts:
         raise Untrusted("line 1 must be ended by a newline", code="MALFORMED")
     payload = verify(line, {key.kid: key}, Typ.SYNC)
     try:
+        payload.decode()
         head = _HEAD.decode(payload)
     except msgspec.ValidationError as error:
         raise Untrusted(f"line 1 has a wrong field: {error}", code="INVALID_FIELD") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise Untrusted(f"line 1 cannot be read: {error}", code="MALFORMED") from error
     if head.events.bytes != len(packed) or (packed and head.events.sha256 != sha256_hex(packed)):
         raise Untrusted("the events are not those that line 1 names", code="WRONG_DIGEST")

@@ -85,8 +85,14 @@ class Keeper:
 
     def tick(self) -> Tick:
         with self.journal.read() as view:
-            at = self.terminal.judged(view).at
-        return Tick(at, read_clock(self.clock), *_chance())
+            judged, boot_id = self.terminal.judged(view), view.state.mark_boot_id
+        if judged.mark.boot_id != boot_id:
+            # in a boot that nothing was written in, time stands still where the wall clock is not believed: so would
+            # every appointment
+            with self.journal.write() as writing:
+                judged = self.terminal.judged(writing)
+                writing.change(**mark_columns(judged.mark))
+        return Tick(judged.at, read_clock(self.clock), *_chance())
 
     def sync_machine(self, patient: bool) -> tuple[Machine, Start]:
         with self.journal.read() as view:

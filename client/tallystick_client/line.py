@@ -63,7 +63,7 @@ class Line:
                     if len(body) > send.bytes_max:
                         break
                 return _answer(response, bytes(body), send), None
-        except (httpx2.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, OSError, ValueError) as error:  # ValueError: where a redirect would lead to
             return _down(error, self._url, wire.config)
         finally:
             self._give_back(wire)
@@ -176,7 +176,7 @@ class AsyncLine:
                     return _answer(response, bytes(body), send), None
         except TimeoutError:
             return LineDown(_TOO_LONG), None
-        except (httpx2.HTTPError, OSError, TallystickError) as error:
+        except (httpx2.HTTPError, OSError, ValueError, TallystickError) as error:
             return _down(error, self._url, self._used)
 
     async def _client(self) -> httpx2.AsyncClient:
@@ -210,12 +210,18 @@ def _make(kind: Callable[..., _C], url: str, config: LineConfig, transport: Any)
 
 def _arguments(url: str, config: LineConfig, transport: Any) -> dict[str, Any]:
     """The certificates are read only where there is TLS: that is most of the time it takes to make a client."""
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
     import httpx2
 
+    # No cookies: what a portal sets would go to the server with every request, until it refuses such a head.
+    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    arguments: dict[str, Any] = {"follow_redirects": False, "cookies": cookies}
     if transport is not None:
-        return {"transport": transport, "verify": False, "follow_redirects": False}
-    verify = False if url.startswith("http://") else context_of(config, httpx2.create_ssl_context)
-    arguments: dict[str, Any] = {"verify": verify, "follow_redirects": False}
+        return arguments | {"transport": transport, "verify": False}
+    arguments["verify"] = False if url.startswith("http://") else context_of(config, httpx2.create_ssl_context)
+    # No connection is used twice: what a broken proxy says too much would be read as the answer to the next request.
+    arguments["limits"] = httpx2.Limits(max_keepalive_connections=0)
     if config.proxy == DIRECT:
         return arguments | {"trust_env": False}
     return arguments if config.proxy is None else arguments | {"proxy": config.proxy}

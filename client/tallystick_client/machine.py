@@ -7,6 +7,7 @@ what became of it. Sending and storing are both actions, so a simulator can stop
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 
 import msgspec
 
@@ -64,6 +65,7 @@ class Machine:
         self._held: Held | None = None
         self._answer_root_version = 0
         self._answer_manifest: tuple[int, int] = (0, 0)
+        self._answered_at: datetime
         self._raw = b""  # a signed message that waits for its root
         self._etag = ""
         self._fetching: Fetching
@@ -174,6 +176,7 @@ class Machine:
             return self._ask_for_root(error, self._accept)
         self._answer_root_version = answer.root_version
         self._answer_manifest = (answer.server_epoch, answer.manifest_version)
+        self._answered_at = answer.server_time
         for exception in answer.exceptions:
             self._outcomes[exception.outcome] = self._outcomes.get(exception.outcome, 0) + 1
         # with new bundle keys the bundle in force would be believed no more: such a root waits for the new bundle
@@ -278,7 +281,8 @@ class Machine:
 
     def _manifest_came(self, tick: Tick) -> tuple[Phase, Action]:
         try:
-            manifest = self._trusted.manifest(self._raw, self._reading.scope, now=tick.at)
+            # by the time that the server has just signed: a clock that is days ahead must not shut the bundle out
+            manifest = self._trusted.manifest(self._raw, self._reading.scope, now=min(tick.at, self._answered_at))
         except Untrusted as error:
             return self._ask_for_root(error, self._manifest_came)
         self._fetching = Fetching(self._raw, manifest, self._etag, self._held)
@@ -360,7 +364,8 @@ class Machine:
             case Phase.AGAIN:
                 return self._known_again(tick)
             case _:
-                self._etag = answer.headers.get("etag", "")[:256]
+                etag = answer.headers.get("etag", "")
+                self._etag = etag if etag.isascii() and len(etag) <= 256 else ""  # it is sent back as it came
                 return self._manifest_came(tick)
 
     def _appointment(self, answer: Answer | None, tick: Tick, *, suspect: bool = False) -> Failed:

@@ -35,7 +35,7 @@ from tallystick_shared.engine import Reason, Result
 from tallystick_shared.errors import CallerError, RemoteError, Untrusted
 from tallystick_shared.journal import encode
 from tallystick_shared.model import Order, parse_order
-from tallystick_shared.signing import SigningKey, Typ, sha256_hex
+from tallystick_shared.signing import NOT_JSON, SigningKey, Typ, sha256_hex
 from tallystick_shared.wire import API, RedeemRequest
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
@@ -98,7 +98,7 @@ class OnlineRedemption:
             digest = sha256_hex(self._body)
             said = self._trusted.redeemed(answer.body, device=self._device, request_sha256=digest, now=tick.at)
             result = msgspec.json.decode(said.result, type=Result)
-        except (Untrusted, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (Untrusted, *NOT_JSON) as error:
             self._unknown_key = isinstance(error, Untrusted) and error.code == "UNKNOWN_KEY"
             return FallBack(self._id)  # nobody's word; the server counts the id once, whatever it has of it
         if said.id != self._id:

@@ -14,6 +14,8 @@ from tallystick_shared.wire import API, AUTH_SCHEME, ClockReading, DeviceRequest
 
 SYNC_TYPE = "application/vnd.tallystick.sync"
 JOSE = "application/jose"
+PROBLEM_BYTES = 16 * 1024
+"""At least so much of any answer is read: a refusal may be longer than the blob that was asked for."""
 
 
 def sync_body(device: str, key: SigningKey, reading: Reading, clock: ClockReading, nonce: str) -> bytes:
@@ -67,4 +69,4 @@ def manifest(device: str, key: SigningKey, scope: str, held: Held | None, tick: 
 
 
 def blob(ref: BlobRef | DeltaRef) -> Send:
-    return Send("GET", f"{API}/blobs/{ref.sha256}", {}, b"", ref.bytes)
+    return Send("GET", f"{API}/blobs/{ref.sha256}", {}, b"", max(ref.bytes, PROBLEM_BYTES))

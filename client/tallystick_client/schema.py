@@ -168,6 +168,11 @@ def connect(path: Path) -> sqlite3.Connection:
             (got,) = connection.execute(f"PRAGMA {name}").fetchone()
             if got != value:
                 raise StorageError(f"{path} cannot be opened with {name} = {value}: it stays {got}", code="DISK")
+        # where it may not write, SQLite opens a file to read it alone, and says so only when somebody writes
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("ROLLBACK")
     except BaseException:
         connection.close()
         raise
@@ -235,17 +240,51 @@ def explained(error: sqlite3.Error, path: Path) -> StorageError:
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StorageError("another process of this till is writing: try again", code="BUSY")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StorageError(f"the journal {path} is damaged: {error}", code="JOURNAL_DAMAGED")
+        return StorageError(f"the journal {path} is damaged or cannot be read: {error}", code="JOURNAL_DAMAGED")
     if primary == sqlite3.SQLITE_CONSTRAINT:
         return StorageError(f"the journal refuses it, nothing was written: {error}", code="CONSTRAINT")
     return StorageError(f"the disk would not take it, nothing was written: {error}", code="DISK")
 
 
+def sync_folder(folder: Path) -> None:
+    """Puts the names in `folder` on the disk: files and folders that were made, renamed or removed. Raises `OSError`.
+
+    Without it a power cut may take back the name of a file whose content was synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def demand_readable(path: Path) -> None:
+    """Reads every byte of a journal and its log: SQLite calls malformed what the disk fails to read. Raises
+    `StorageError` (`DISK`)."""
+    for part in (path, path.with_name(path.name + "-wal")):
+        try:
+            with part.open("rb") as file:
+                position = 0
+                while chunk := os.pread(file.fileno(), 1024 * 1024, position):
+                    position += len(chunk)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(f"{part} cannot be read: {error.strerror}", code="DISK") from error
+
+
 def set_aside(path: Path, label: str) -> Path:
-    """Renames a damaged journal, with its log files, so that nothing of it is lost; returns its new path."""
+    """Renames a damaged journal, with its log files, so that nothing of it is lost; returns its new path.
+
+    Raises `StorageError`.
+    """
     aside = path.with_name(f"{path.name}.damaged-{label}")
-    for suffix in ("", "-wal", "-shm"):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
+    try:
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path} is damaged, and cannot be renamed: {error.strerror}", code="DISK") from error
     return aside

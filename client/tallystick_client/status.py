@@ -57,7 +57,7 @@ def freshness(bundle: Bundle | None, judged: Judged) -> str:
     manifest = bundle.manifest
     if judged.latest <= manifest.expires_at:
         return "fresh"
-    return "stale" if judged.latest <= manifest.expires_at + timedelta(seconds=manifest.caps.offline_s) else "too_old"
+    return "stale" if judged.latest - manifest.expires_at <= timedelta(seconds=manifest.caps.offline_s) else "too_old"
 
 
 def _leases(view: Writing, bundle: Bundle | None) -> list[LeaseStatus]:

@@ -18,7 +18,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from tallystick_client.actions import KeepBundle
 from tallystick_client.blobs import Changes, Part, Vouchers, delta, ends_of, same_history, snapshot, together
 from tallystick_client.bundle import Bundle, Parts
 from tallystick_client.errors import StorageError, TallystickError, Untrusted
-from tallystick_client.schema import explained
+from tallystick_client.schema import explained, sync_folder
 from tallystick_client.trust import Trusted
 from tallystick_shared.bundle import BLOB_BYTES_MAX, BlobRef, BundleVoucher, Manifest
 from tallystick_shared.journal import encode
-from tallystick_shared.signing import sha256_hex
+from tallystick_shared.signing import NOT_JSON, sha256_hex
 
 DIRECTORY_NAME = "cache"
 CHUNK_BYTES = 1024 * 1024
@@ -111,7 +111,7 @@ class Store:
             gc.disable()  # a hundred thousand young objects and no garbage among them: half the time otherwise
             try:
                 return self._load(trusted, scope, before)
-            except (Untrusted, msgspec.DecodeError, sqlite3.DatabaseError, diskcache.Timeout) as error:
+            except (Untrusted, *NOT_JSON, sqlite3.DatabaseError, diskcache.Timeout) as error:
                 self._refuse(error)
                 return None
             finally:
@@ -125,7 +125,7 @@ class Store:
             try:
                 raw = self._open().get(f"bundle/{bundle.manifest.scope}")
                 return raw is not None and _leads_on(_PARTS.decode(raw), bundle.parts)
-            except (Untrusted, msgspec.DecodeError, sqlite3.DatabaseError, diskcache.Timeout) as error:
+            except (Untrusted, *NOT_JSON, sqlite3.DatabaseError, diskcache.Timeout) as error:
                 self._refuse(error)
                 return False
 
@@ -137,7 +137,7 @@ class Store:
         with self._lock:
             try:
                 return self._keep(change, in_force)
-            except (Untrusted, msgspec.DecodeError, sqlite3.DatabaseError, diskcache.Timeout) as error:
+            except (Untrusted, *NOT_JSON, sqlite3.DatabaseError, diskcache.Timeout) as error:
                 self._refuse(error)
                 raise StorageError(
                     "the cache could not be trusted and was set aside: sync again to fetch the bundle", code="DISK"
@@ -151,7 +151,7 @@ class Store:
                 return None
             try:
                 return self._assemble(trusted, scope, _PARTS.decode(first), before)
-            except (Untrusted, msgspec.DecodeError) as error:
+            except (Untrusted, *NOT_JSON) as error:
                 second = cache.get(f"before/{scope}")
                 if second is None:
                     raise Untrusted(str(error), code="FOREIGN_CACHE") from error
@@ -305,13 +305,20 @@ def check_owner(directory: Path) -> None:
 
 
 def make_private(directory: Path) -> None:
-    """Makes the directory if need be, 0700, whoever made it. Raises `StorageError`."""
+    """Makes the directory if need be, 0700, whoever made it; it stays through a power cut. Raises `StorageError`."""
     check_owner(directory)
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
         directory.chmod(0o700)
+        sync_parent(directory)  # also where it is there: who made it may have died before this
     except OSError as error:
         raise StorageError(f"{directory} cannot be made: {error.strerror}", code="DISK") from error
+
+
+def sync_parent(directory: Path) -> None:
+    """Puts the name of a directory on the disk. One whose parent is not ours to read was made by somebody else."""
+    with suppress(PermissionError):
+        sync_folder(directory.parent)
 
 
 _TABLES = {"Settings", "Cache"}

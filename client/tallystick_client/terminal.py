@@ -69,7 +69,8 @@ class Terminal:
         6. use of leases, of soft allowances and of customers
         7. the event, at the head of the chain
 
-        Raises `InvalidInput`, `NotNow`, `CallerError`, `StorageError`; then nothing was redeemed.
+        Raises `InvalidInput`, `NotNow`, `CallerError`, `StorageError`; then nothing was redeemed. But of `UNCERTAIN` only
+        asking again with the same id tells.
         """
         order, codes = as_order(order), as_codes(codes)
         refusal: NotNow | None = None
@@ -259,7 +260,7 @@ def _demand_may_redeem(state: State, bundle: Bundle, judged: Judged) -> None:
         )
     manifest = bundle.manifest
     caps = manifest.caps
-    if judged.latest > manifest.expires_at + timedelta(seconds=caps.offline_s):
+    if judged.latest - manifest.expires_at > timedelta(seconds=caps.offline_s):
         since = state.last_sync_at or manifest.issued_at
         raise NotNow(
             f"this till has been offline since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC, too long to redeem: "

@@ -65,6 +65,7 @@ from tallystick_shared.bundle import MANIFEST_BYTES_MAX, Manifest, Role, Root
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Position
 from tallystick_shared.signing import (
+    NOT_JSON,
     ROOT_BYTES_MAX,
     PublicKey,
     Typ,
@@ -155,6 +156,7 @@ class Trusted:
         """A manifest that may be of any version: one that vouches for blobs taken earlier. Rules 10 to 13."""
         payload = verify(raw, self.role_keys(self.root.roles.bundle), Typ.MANIFEST, bytes_max=MANIFEST_BYTES_MAX)
         manifest = _read(payload, _MANIFEST, "manifest")
+        _demand_times("manifest", manifest.issued_at, manifest.expires_at)
         _demand_deltas(manifest)
         if manifest.scope != scope:
             raise Untrusted("the manifest is of another scope", code="WRONG_SCOPE")
@@ -167,6 +169,7 @@ class Trusted:
         self.demand_current_root(now)
         payload = verify(raw, self.role_keys(self.root.roles.receipt), Typ.ANSWER)
         answer = _read(payload, _ANSWER, "answer")
+        _demand_times("answer", answer.server_time, *(lease.expires_at for lease in answer.leases))
         if answer.device != device or answer.request_sha256 != request_sha256:
             raise Untrusted("the answer is not to the request in flight", code="NOT_OUR_REQUEST")
         if answer.server_epoch < epoch:
@@ -185,6 +188,7 @@ class Trusted:
         self.demand_current_root(now)
         payload = verify(raw, self.role_keys(self.root.roles.receipt), Typ.ENROLLED)
         enrolled = _read(payload, _ENROLLED, "answer")
+        _demand_times("answer", enrolled.server_time)
         if enrolled.request_sha256 != request_sha256 or enrolled.server != self.root.server_id:
             raise Untrusted("the answer is not to the request in flight", code="NOT_OUR_REQUEST")
         return enrolled
@@ -194,6 +198,7 @@ class Trusted:
         self.demand_current_root(now)
         payload = verify(raw, self.role_keys(self.root.roles.receipt), Typ.REDEEMED)
         answer = _read(payload, _REDEEMED, "answer")
+        _demand_times("answer", answer.at)
         if answer.device != device or answer.request_sha256 != request_sha256:
             raise Untrusted("the answer is not to the request in flight", code="NOT_OUR_REQUEST")
         return answer
@@ -208,8 +213,9 @@ _REDEEMED = msgspec.json.Decoder(RedeemAnswer)
 
 def _read(payload: bytes, decoder: msgspec.json.Decoder[_T], what: str) -> _T:
     try:
+        payload.decode()  # what a reader ignores has to be UTF-8 too
         return decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise Untrusted(f"the {what} cannot be read: {error}", code="MALFORMED") from error
 
 
@@ -234,6 +240,12 @@ def _keys_of(root: Root) -> dict[str, PublicKey]:
         if name != "root" and role.threshold != 1:
             raise Untrusted(f"the root asks for several signatures of the role {name}", code="ROOT_KEYS")
     return keys
+
+
+def _demand_times(what: str, *times: datetime) -> None:
+    """Rules 11 and 27: with a time at the end of all times nothing can be reckoned, so it would stop the till."""
+    if any(not 1970 <= one.year <= 9000 for one in times):
+        raise Untrusted(f"the {what} cannot be read: it has a year that is not from 1970 to 9000", code="MALFORMED")
 
 
 def _demand_deltas(manifest: Manifest) -> None:

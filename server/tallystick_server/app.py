@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar, Request
-from litestar.exceptions import HTTPException
+from litestar import Litestar, Request, Response, Router
+from litestar.exceptions import HTTPException, NotFoundException
+from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Components
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from tallystick_server import __version__, problems
-from tallystick_server.documents import body_schemas
+from tallystick_server import __version__, documents, problems
 from tallystick_server.logs import LOG
-from tallystick_server.routes import HANDLERS
+from tallystick_server.routes import HANDLERS, operator
 from tallystick_server.server import Clock, open_server
 from tallystick_server.settings import Settings
 from tallystick_shared.errors import TallystickError
@@ -47,7 +46,7 @@ def create_app(settings: Settings, *, clock: Clock) -> Litestar:
             await server.database.close()
 
     app = Litestar(
-        HANDLERS,
+        [options({path for handler in HANDLERS for path in handler.paths})(allow), *HANDLERS],
         lifespan=[lifespan],
         before_request=refresh_keys,
         request_max_body_size=settings.body_bytes_max,
@@ -61,15 +60,32 @@ def create_app(settings: Settings, *, clock: Clock) -> Litestar:
             version=__version__,
             path="/schema",
             render_plugins=[JsonRenderPlugin()],
+            openapi_router=Router("/schema", route_handlers=[], after_request=no_page, include_in_schema=False),
         ),
         logging_config=None,
     )
     # around everything: middleware of the framework does not see requests to unknown addresses
     app.asgi_handler = _log_requests(app.asgi_handler)
-    components = app.openapi_schema.components
-    if isinstance(components, Components) and components.schemas is not None:
-        components.schemas.update(body_schemas())  # given to the config, they would be overwritten
+    documents.complete(app, {operator: "operator"})
     return app
+
+
+async def allow(request: Request[Any, Any, Any]) -> Response[None]:
+    """What an address takes. The framework's own answer forgets the methods of all but the first route there."""
+    here = request.scope["path_template"]
+    methods = {method for route in request.app.routes if route.path_format == here for method in route.methods}
+    return Response(None, status_code=204, headers={"Allow": ", ".join(sorted(methods))})
+
+
+def options(paths: Collection[str]) -> HTTPRouteHandler:
+    return HTTPRouteHandler(sorted(paths), http_method="OPTIONS", status_code=204, include_in_schema=False)
+
+
+async def no_page(response: Response[Any]) -> Response[Any]:
+    """Beside the OpenAPI document the framework has a page in HTML for what is not there; we have problem details."""
+    if response.status_code == 404:
+        raise NotFoundException
+    return response
 
 
 def _log_requests(app: ASGIApp) -> ASGIApp:

@@ -282,6 +282,7 @@ async def _note(transaction: Transaction, action: str, device_id: str, now: date
 
 def read(decoder: msgspec.json.Decoder[Any], payload: bytes) -> Any:
     try:
+        payload.decode()  # what a reader ignores has to be UTF-8 too
         return decoder.decode(payload)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")

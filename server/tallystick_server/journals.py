@@ -140,7 +140,7 @@ async def _take(server: Server, header: FileHeader, done: Imported, body: bytes)
     done.stored += new.total()
     done.known += head.events.count - new.total()
     done.outcomes += new
-    done.final = head.retired
+    done.final = head.retired and head.through == head.head  # the number of batches is not signed
 
 
 def _head_of(body: bytes) -> SyncHead:

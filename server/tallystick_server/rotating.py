@@ -31,7 +31,15 @@ from tallystick_server.settings import Settings
 from tallystick_shared.bundle import Role, Roles, Root
 from tallystick_shared.errors import CallerError, Untrusted
 from tallystick_shared.journal import encode
-from tallystick_shared.signing import PublicKey, SigningKey, Typ, count_signatures, join_signatures, open_general
+from tallystick_shared.signing import (
+    NOT_JSON,
+    PublicKey,
+    SigningKey,
+    Typ,
+    count_signatures,
+    join_signatures,
+    open_general,
+)
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -178,7 +186,7 @@ def read_waiting(path: Path) -> Waiting:
                 raise Untrusted("it bears a signature that is not good")
     except OSError as error:
         raise CallerError(f"{path} cannot be read: {error.strerror}", code="NO_FILE") from error
-    except (Untrusted, msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+    except (Untrusted, *NOT_JSON, KeyError) as error:
         raise CallerError(f"{path} is not a root that waits for signatures: {error}", code="BAD_ROOT") from error
     return waiting
 

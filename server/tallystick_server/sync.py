@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import io
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +50,8 @@ from tallystick_shared.wire import DeviceState, EventOutcome, Lease, Outcome, Sy
 ANSWERS_KEPT: Final = 2
 RETRY_AFTER_S: Final = 0
 _UNPACKED_BYTES_MAX: Final = BATCH_BYTES_MAX + 2 * EVENT_BYTES_MAX
+_UNPACK_STEP_BYTES: Final = 256
+"""Packed; they unpack to 8 MiB at most."""
 _HEAD = msgspec.json.Decoder(SyncHead)
 
 
@@ -98,14 +99,20 @@ def _open(head: SyncHead, packed: bytes, request_sha256: str) -> Batch:
 
 
 def _unpack(packed: bytes) -> bytes:
+    """One whole zstd frame and nothing else, as a till unpacks a blob. Raises `Untrusted`, `CallerError`."""
+    raw, start = bytearray(), 0
+    frame = zstandard.ZstdDecompressor(max_window_size=2**23).decompressobj()
     try:
-        with zstandard.ZstdDecompressor(max_window_size=2**23).stream_reader(io.BytesIO(packed)) as reader:
-            raw = reader.read(_UNPACKED_BYTES_MAX + 1)
+        while start < len(packed) and not frame.eof:
+            raw += frame.decompress(packed[start : start + _UNPACK_STEP_BYTES])
+            start += _UNPACK_STEP_BYTES
+            if len(raw) > _UNPACKED_BYTES_MAX:
+                raise CallerError(f"a batch has at most {BATCH_BYTES_MAX} bytes", code="TOO_LARGE")
     except zstandard.ZstdError as error:
         raise Untrusted("the events are not one zstd frame", code="MALFORMED") from error
-    if len(raw) > _UNPACKED_BYTES_MAX:
-        raise CallerError(f"a batch has at most {BATCH_BYTES_MAX} bytes", code="TOO_LARGE")
-    return raw
+    if not frame.eof or frame.unused_data or start < len(packed) or not packed.startswith(zstandard.FRAME_HEADER):
+        raise Untrusted("the events are not one zstd frame", code="MALFORMED")
+    return bytes(raw)
 
 
 async def _settle(server: Server, transaction: Transaction, device_id: str, batch: Batch, now: datetime) -> bytes:

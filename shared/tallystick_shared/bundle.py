@@ -12,6 +12,7 @@ from msgspec import Meta
 from tallystick_shared.codes import HIDDEN_PREFIX as HIDDEN_PREFIX
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Count, Digest, Id, Instant
+from tallystick_shared.signing import NOT_JSON
 
 BLOB_BYTES_MAX = 64 * 1024 * 1024
 """Compressed size of a blob, in bytes."""
@@ -74,9 +75,9 @@ class Caps(msgspec.Struct, frozen=True):
     many redemptions, and what sum of discounts, may wait to be sent (null: no cap).
     """
 
-    offline_s: Annotated[int, Meta(ge=0)] = 86_400
-    redemptions: Annotated[int, Meta(ge=1)] | None = 10_000
-    amount_minor: Annotated[int, Meta(ge=0)] | None = None
+    offline_s: Annotated[int, Meta(ge=0, le=10**9)] = 86_400
+    redemptions: Annotated[int, Meta(ge=1, le=10**9)] | None = 10_000
+    amount_minor: Count | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -97,7 +98,7 @@ class Manifest(msgspec.Struct, frozen=True):
     state_digest: Digest
     code_salt: Salt
     engine_min: str
-    poll_after_s: Annotated[int, Meta(ge=1)]
+    poll_after_s: Annotated[int, Meta(ge=1, le=10**9)]
     caps: Caps
 
 
@@ -141,7 +142,7 @@ def read_lines(raw: bytes) -> Iterator[BundleVoucher | str]:
     for number, line in enumerate(raw.splitlines(), 1):
         try:
             one = _DECODER.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except NOT_JSON as error:
             raise Untrusted(f"line {number} of the blob cannot be read: {error}", code="MALFORMED") from error
         if (one.put is None) == (one.drop is None):
             raise Untrusted(f"line {number} of the blob must hold either put or drop", code="MALFORMED")

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from tallystick_shared.errors import Untrusted
-from tallystick_shared.signing import PublicKey, b64u_decode
+from tallystick_shared.signing import NOT_JSON, PublicKey, b64u_decode
 
 ENVELOPE_VERSION = 1
 EVENT_BYTES_MAX = 64 * 1024
@@ -139,7 +139,7 @@ def read_envelope(raw: bytes) -> Envelope:
     """Raises `Untrusted` (`UNREADABLE`) where the bytes are not an envelope of a version known here."""
     try:
         envelope = _ENVELOPE.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise Untrusted(f"the envelope cannot be read: {error}", code="UNREADABLE") from error
     if envelope.v != ENVELOPE_VERSION:
         raise Untrusted(f"envelope version {envelope.v} is not known here", code="UNREADABLE")

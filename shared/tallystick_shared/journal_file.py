@@ -24,7 +24,7 @@ from msgspec import Meta
 
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Count, Id, Instant, encode
-from tallystick_shared.signing import sha256_hex
+from tallystick_shared.signing import NOT_JSON, sha256_hex
 from tallystick_shared.wire import Name
 
 FORMAT = "tallystick-journal"
@@ -68,7 +68,7 @@ def read_header(line: bytes) -> FileHeader:
     content = _content(line)
     try:
         header = _HEADER.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise Untrusted(f"its first line is no header of a journal: {error}", code="NOT_A_JOURNAL_FILE") from error
     if header.format != FORMAT:
         raise Untrusted("it is no journal of Tallystick", code="NOT_A_JOURNAL_FILE")
@@ -79,10 +79,14 @@ def read_header(line: bytes) -> FileHeader:
 
 def read_batch(line: bytes) -> bytes:
     """The body of a sync. Raises `Untrusted` (`DAMAGED_FILE`)."""
+    content = _content(line)
     try:
-        return base64.b64decode(_content(line), validate=True)
+        body = base64.b64decode(content, validate=True)
     except binascii.Error as error:
         raise Untrusted("it is not base64", code="DAMAGED_FILE") from error
+    if base64.b64encode(body) != content:
+        raise Untrusted("it is not canonical base64", code="DAMAGED_FILE")
+    return body
 
 
 def _line(content: bytes) -> bytes:

@@ -17,7 +17,7 @@ import binascii
 import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from joserfc import jws
@@ -30,6 +30,19 @@ ALGORITHM = "Ed25519"
 COMPACT_BYTES_MAX = 8 * 1024 * 1024
 """Largest compact JWS taken, in bytes. joserfc's own limit of 128,000 is too small for an answer with many leases."""
 ROOT_BYTES_MAX = 64 * 1024
+NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading bytes as a message raises: no JSON or not of that form, no UTF-8, or nested too deeply."""
+
+
+_PRIME: Final = 2**255 - 19
+_Y_OF_SMALL_ORDER: Final = (
+    0,
+    1,
+    _PRIME - 1,
+    2707385501144840649318225287225658788936804267575313519463743609750303402022,
+    _PRIME - 2707385501144840649318225287225658788936804267575313519463743609750303402022,
+)
+"""Of points whose multiples are eight at most, so that the signature of one message holds for many (RFC 7748, 7)."""
 
 
 class Typ(StrEnum):
@@ -72,8 +85,12 @@ class PublicKey:
         """From `{"kty": "OKP", "crv": "Ed25519", "x": ..}`; raises `Untrusted` (`BAD_KEY`) for anything else."""
         if set(jwk) != {"kty", "crv", "x"} or jwk["kty"] != "OKP" or jwk["crv"] != "Ed25519":
             raise Untrusted("a key must be a JWK with kty OKP, crv Ed25519 and x, and nothing else", code="BAD_KEY")
+        raw = b64u_decode(str(jwk["x"]))
+        y = int.from_bytes(raw, "little") % 2**255
+        if y in _Y_OF_SMALL_ORDER or y >= _PRIME:
+            raise Untrusted("the key's x is a point for which anybody can sign", code="BAD_KEY")
         try:
-            if len(b64u_decode(str(jwk["x"]))) != 32:
+            if len(raw) != 32:
                 raise ValueError("length")
             return cls(OKPKey.import_key({str(k): str(v) for k, v in jwk.items()}))
         except (JoseError, ValueError) as error:
@@ -150,12 +167,14 @@ def peek(token: bytes, typ: Typ, *, bytes_max: int = COMPACT_BYTES_MAX) -> tuple
     return _header_of(segments[0], typ).kid, b64u_decode(segments[1].decode("ascii"))
 
 
-class _General(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GeneralJws(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A JWS in general JSON serialisation: one payload, several signatures; all fields are base64url."""
+
     payload: str
-    signatures: list[_Signature]
+    signatures: list[JwsSignature]
 
 
-class _Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class JwsSignature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protected: str
     signature: str
 
@@ -215,17 +234,17 @@ def _segments(token: bytes, bytes_max: int) -> list[bytes]:
 def _header_of(segment: bytes, typ: Typ) -> _Header:
     try:
         header = msgspec.json.decode(b64u_decode(segment.decode("ascii")), type=_Header)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except NOT_JSON as error:
         raise Untrusted("its protected header is not {alg, kid, typ}", code="MALFORMED") from error
     if header.alg != ALGORITHM or header.typ != typ.value:
         raise Untrusted(f"its header must say alg {ALGORITHM} and typ {typ.value}", code="WRONG_TYPE")
     return header
 
 
-def _general(raw: bytes, bytes_max: int) -> _General:
+def _general(raw: bytes, bytes_max: int) -> GeneralJws:
     if len(raw) > bytes_max:
         raise Untrusted(f"it has {len(raw)} bytes, more than {bytes_max}", code="TOO_LARGE")
     try:
-        return msgspec.json.decode(raw, type=_General)
-    except msgspec.DecodeError as error:
+        return msgspec.json.decode(raw, type=GeneralJws)
+    except NOT_JSON as error:
         raise Untrusted("it is not a JWS in JSON serialisation", code="MALFORMED") from error

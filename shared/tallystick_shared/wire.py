@@ -20,6 +20,7 @@ what the older one can do without. What must not be ignored goes under a new `ty
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
@@ -34,6 +35,7 @@ AUTH_SCHEME = "Tallystick"
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 """One line of text, without control characters."""
 Nonce = Annotated[str, Meta(min_length=16, max_length=64)]
+_TOKEN = re.compile(r"tally1\.([^.]*)\.([1-9][0-9]{0,15})\.([0-9a-f]{64})")
 
 
 class Outcome(StrEnum):
@@ -115,10 +117,10 @@ class EnrolmentToken(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> EnrolmentToken:
         """Raises `ValueError` with one sentence, without echoing the secret."""
-        parts = text.strip().split(".")
-        if len(parts) != 4 or parts[0] != "tally1" or not parts[2].isdecimal() or len(parts[3]) != 64:
+        found = _TOKEN.fullmatch(text.strip())
+        if found is None:
             raise ValueError("an enrolment token has the form tally1.SECRET.VERSION.DIGEST")
-        return cls(parts[1], int(parts[2]), parts[3])
+        return cls(found[1], int(found[2]), found[3])
 
 
 class DeviceRequest(msgspec.Struct, frozen=True):

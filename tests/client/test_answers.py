@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tallystick_client import Till, Untrusted
+from tallystick_client.errors import TallystickError
 from tallystick_shared.journal import Position
 from tallystick_shared.signing import SigningKey
 from tallystick_shared.wire import SyncAnswer
@@ -60,6 +61,23 @@ def test_a_portal_that_answers_for_the_server_is_not_believed(till: Till, shop: 
         till.sync()
     assert till.status().next_sync_at is not None, "or a loop over it would not pause"
     assert till.redeem(order(), ["TEN"]).redeemed
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 409, 503])
+@pytest.mark.parametrize("body", [b'{"x":' + b"[" * 9_000 + b"]" * 9_000 + b"}", b'{"code":"\xff"}'])
+def test_no_answer_is_an_error_that_nobody_expects(till: Till, shop: Shop, status: int, body: bytes) -> None:
+    """Nested deeply or no UTF-8, and nobody has to sign it: refused in words (prove-bundles, seed 1, case 0)."""
+    shop.server.script = [lambda _path, _answer: (status, {"content-type": "application/problem+json"}, body)]
+    with pytest.raises(TallystickError):
+        till.sync()
+    assert till.redeem(order(), ["TEN"]).redeemed
+
+
+def test_an_answer_may_ask_for_a_day_of_rest_at_most(till: Till, shop: Shop) -> None:
+    """10^15 seconds were an OverflowError, which no later answer could mend (prove-bundles, whole tills)."""
+    shop.server.tamper = replaced(retry_after_s=10**15)
+    till.sync()
+    assert till.status().next_sync_at == till.status().at + timedelta(days=1)
 
 
 def test_a_rejected_bundle_leaves_the_one_before(till: Till, shop: Shop) -> None:

@@ -209,3 +209,14 @@ def test_what_waits_is_counted_after_a_restore_to_the_purge(till: Till, shop: Sh
     with pytest.raises(TryLater):
         till.sync()
     assert (till.status().waiting_redemptions, till.status().waiting_minor) == (2, 2 * 135)
+
+
+def test_a_cache_that_is_no_text_is_set_aside(till: Till, shop: Shop) -> None:
+    """A disk that lost a bit within a letter is no reason to open no till any more."""
+    till.close()
+    with closing(sqlite3.connect(shop.work / "till" / "cache" / "cache.db")) as connection, connection:
+        connection.execute("UPDATE Cache SET value = ? WHERE key = 'bundle/main'", (b'{"manifest":"\xe1","etag":""}',))
+    again = shop.open()
+    assert again.status().freshness == "none"
+    again.sync()
+    assert applies(again, "TEN")

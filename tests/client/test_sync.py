@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tallystick_client import LineError, RemoteError, Till, TryLater
+from tallystick_client import LineError, RemoteError, Till, TryLater, Untrusted
 from tallystick_client.pausing import SPREAD_S
 from tests.client.conftest import ONCE, TEN, Shop, arrived, order, sell
-from tests.client.fake_server import loses_the_answer, loses_the_request, passes, says
+from tests.client.fake_clock import FakeClock
+from tests.client.fake_server import Reply, loses_the_answer, loses_the_request, passes, problem, says
 
 
 @pytest.fixture
@@ -176,6 +177,22 @@ def test_when_to_come_again_survives_a_restart(till: Till, shop: Shop) -> None:
     assert till.status().next_sync_at is None
 
 
+def test_an_appointment_comes_though_a_new_boots_clock_is_not_believed(till: Till, shop: Shop) -> None:
+    """Off for longer than unsigned time may gain, and nothing sold since: time goes on from the first look on all the
+    same. It stood still, and neither a person nor the background ever synced again (fleet, seed 1, case 2)."""
+    shop.server.script = [says(429, "SLOW", **{"retry-after": "120"})]
+    with pytest.raises(TryLater):
+        till.sync()
+    till.close()
+    shop.clock.reboot(days=40)
+    till = shop.open()
+    with pytest.raises(TryLater) as caught:
+        till.sync()
+    assert caught.value.code == "ASKED_TO_WAIT"
+    shop.clock.run(seconds=121)
+    assert till.sync().state == "active"
+
+
 @pytest.mark.parametrize("status", [302, 404, 503, 511])
 def test_only_the_server_says_when_to_come_again(till: Till, shop: Shop, status: int) -> None:
     """A portal's `Retry-After` counts for nothing; the server's own binds a person for an hour at most."""
@@ -215,6 +232,49 @@ def test_what_a_captive_portal_answers_is_no_answer(till: Till, shop: Shop, stat
     assert arrived(shop) == ids
 
 
+ODD = "\x1b[2J\nTraceback"
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (says(500, ODD), "HTTP_500"),
+        (says(403, "a" * 100_000), "HTTP_403"),
+        (says(503, **{"retry-after": "Wed, 21 Oct 2015 07:28:00 +99999999999999999"}), "BUSY"),
+        (lambda *_: (302, {"location": "http://xn--a../"}, b""), "NO_CONNECTION"),
+        (lambda *_: (307, {"location": "https://[::1"}, b""), "HTTP_307"),
+    ],
+)
+def test_whatever_is_answered_is_a_sentence_with_a_code(till: Till, shop: Shop, fault: Any, code: str) -> None:
+    """A till stumbles over no header and quotes no code that is none. (The wire, seed 1, cases 0 to 12.)"""
+    shop.server.script = [fault]
+    with pytest.raises(TryLater) as caught:
+        till.sync()
+    assert caught.value.code == code
+    assert str(caught.value).isprintable()
+    till.sync()
+
+
+def test_what_a_portal_sets_is_not_sent_to_the_server(till: Till, shop: Shop) -> None:
+    """No cookies, which would fill the head of every request until the server refuses it, and no ETag that is none."""
+    heads = []
+
+    def manifest(path: str, answer: Any) -> Reply:
+        status, headers, body = answer()
+        return status, {**headers, "etag": '"\xff"'}, body
+
+    real = shop.server.answer
+    shop.server.answer = lambda *asked: heads.append(asked[2]) or real(*asked)  # type: ignore[method-assign]
+    shop.server.script = [lambda *_: (200, {"set-cookie": "a=b; path=/"}, b"<html>")]
+    with pytest.raises(Untrusted):
+        till.sync()
+    for number in range(2):
+        shop.server.publish({**TEN, "code": f"NEW{number}"})
+        shop.server.script = [passes, manifest]
+        assert till.sync().bundle_version == shop.server.version
+    assert [head for head in heads if "cookie" in head or "if-none-match" in head] == []
+
+
 def test_status_says_that_syncs_failed(till: Till, shop: Shop) -> None:
     """Who looks at the till sees it without looking into a log; once one gets through it is gone."""
     for times in ("the last attempt to sync failed", "the last 2 attempts to sync failed"):
@@ -224,3 +284,24 @@ def test_status_says_that_syncs_failed(till: Till, shop: Shop) -> None:
         assert any(note.startswith(times) for note in till.status().notes)
     till.sync()
     assert not any("failed" in note for note in till.status().notes)
+
+
+def test_a_clock_that_is_days_ahead_shuts_no_bundle_out(till: Till, shop: Shop) -> None:
+    """The time that the server signed a moment ago says whether its manifest is good (states, seed 1, case 0)."""
+    shop.server.clock = FakeClock(shop.clock.now())
+    shop.clock.turn(seconds=shop.server.ttl.total_seconds() + 3_600)
+    shop.server.publish(TEN, ONCE, {"code": "NEW", "discount": {"type": "percentage", "percent": 10}})
+    till.sync()
+    assert till.preview(order(), ["NEW"]).applied
+
+
+def test_a_refusal_longer_than_the_blob_is_read_whole(till: Till, shop: Shop) -> None:
+    """A small blob does not cut off the server's words, nor its `Retry-After` (states, seed 1, case 13)."""
+    shop.server.publish(TEN)
+    long = "SLOW" + "X" * 60
+    shop.server.script = [passes, passes, lambda *_: problem(429, long, "too many " * 100, **{"retry-after": "120"})]
+    with pytest.raises(TryLater) as caught:
+        till.sync()
+    assert caught.value.code == long
+    with pytest.raises(TryLater, match="asked not to be called"):
+        till.sync()

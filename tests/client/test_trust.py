@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from tallystick_client.trust import Trusted
-from tallystick_shared.bundle import BlobRef, DeltaRef, Manifest, Role, Roles, Root
+from tallystick_shared.bundle import BlobRef, Caps, DeltaRef, Manifest, Role, Roles, Root
 from tallystick_shared.errors import Untrusted
 from tallystick_shared.journal import Position, encode
-from tallystick_shared.signing import SigningKey, Typ, open_general, peek, sha256_hex
-from tallystick_shared.wire import DeviceState, EventOutcome, RedeemAnswer, SyncAnswer
+from tallystick_shared.signing import PublicKey, SigningKey, Typ, b64u, join_signatures, open_general, peek, sha256_hex
+from tallystick_shared.wire import DeviceState, EventOutcome, Lease, RedeemAnswer, SyncAnswer
 from tests.client.conftest import ONCE, TEN
 from tests.client.fake_clock import START, FakeClock
 from tests.client.fake_server import FakeServer
@@ -61,9 +61,20 @@ def test_rule_2_the_first_root_is_the_pinned_one(server: FakeServer) -> None:
     check_refused("ROOT_PIN", lambda: Trusted.pin(server.roots[0], version=1, sha256=HASH))
 
 
-@pytest.mark.parametrize("raw", [b"", b"{}", b'{"payload":"e30","signatures":[]}', b"\xff"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{}",
+        b'{"payload":"e30","signatures":[]}',
+        b"\xff",
+        b'{"p\xe1yload":"e30","signatures":[]}',  # one bit flipped: `make prove-bundles ARGS="--seed 1 --case 0"`
+        join_signatures(b'{"x":' + b"[" * 9_000 + b"]" * 9_000 + b"}", []),
+        b'{"payload":' + b"[" * 30_000,
+    ],
+)
 def test_rule_3_a_root_reads_as_one(trusted: Trusted, raw: bytes) -> None:
-    """What is no root is refused before any signature is looked at."""
+    """What is no root is refused before any signature is looked at; also no UTF-8, and what is nested too deeply."""
     check_refused("MALFORMED", lambda: trusted.next_root(raw))
 
 
@@ -94,6 +105,13 @@ def test_rule_6_keys_and_roles_fit(server: FakeServer, trusted: Trusted, case: s
         "several": {"roles": roles(server, receipt=Role([kid, server.receipt_key.kid], 2))},
     }
     check_refused("ROOT_KEYS", lambda: trusted.next_root(server.make_root(2, **cases[case])))
+
+
+@pytest.mark.parametrize("y", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18, 2**255 - 1, 2**255 + 1])
+def test_a_key_for_which_anybody_can_sign_is_none(y: int) -> None:
+    """A point of small order, or one that is misspelled (prove-bundles, seed 1, case 0: such a till was enrolled)."""
+    jwk = {"kty": "OKP", "crv": "Ed25519", "x": b64u(y.to_bytes(32, "little"))}
+    check_refused("BAD_KEY", lambda: PublicKey.from_jwk(jwk))
 
 
 def test_rule_7_the_last_root_must_have_signed(server: FakeServer, trusted: Trusted) -> None:
@@ -153,6 +171,34 @@ def test_rule_10_a_manifest_is_signed_by_the_bundle_role(server: FakeServer, tru
 def test_rule_11_a_manifest_reads_as_one(server: FakeServer, trusted: Trusted) -> None:
     """Signed, and still not a manifest."""
     check_refused("MALFORMED", lambda: trusted.manifest(server.bundle_key.sign(Typ.MANIFEST, b"{}"), "main", now=LATER))
+
+
+@pytest.mark.parametrize("offline_s", [10**9 + 1, 2**63, 10**40])
+def test_rule_11_no_cap_is_beyond_reckoning(server: FakeServer, trusted: Trusted, offline_s: int) -> None:
+    """A till that took it would find an OverflowError at each sale (prove-bundles, seed 1, case 0)."""
+    raw = server.manifest(caps=Caps(offline_s=offline_s))
+    check_refused("MALFORMED", lambda: trusted.manifest(raw, "main", now=LATER))
+    assert trusted.manifest(server.manifest(caps=Caps(offline_s=10**9)), "main", now=LATER)
+
+
+def test_what_is_ignored_is_utf_8_too(server: FakeServer, trusted: Trusted) -> None:
+    """Of a member that this release does not know (prove-bundles, seed 1, case 0); what is nested deeply is none."""
+    _, good = peek(server.manifest(), Typ.MANIFEST)
+    for value in (b'"\xc3\x28"', b"[" * 9_000 + b"]" * 9_000):
+        raw = server.bundle_key.sign(Typ.MANIFEST, good[:-1] + b',"x":' + value + b"}")
+        check_refused("MALFORMED", lambda raw=raw: trusted.manifest(raw, "main", now=LATER))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59"])
+def test_rules_11_and_27_times_can_be_reckoned_with(server: FakeServer, trusted: Trusted, at: str) -> None:
+    """A till that took one would stand still with an OverflowError, and no later answer could mend it."""
+    when = datetime.fromisoformat(at)
+    lease = Lease(server.id, 1, server.id, 1, None, when)
+    check_refused("MALFORMED", lambda: answered(trusted, server, server_time=when))
+    check_refused("MALFORMED", lambda: answered(trusted, server, leases=[lease]))
+    for field in ("issued_at", "expires_at"):
+        raw = server.manifest(**{field: when})
+        check_refused("MALFORMED", lambda raw=raw: trusted.manifest(raw, "main", now=LATER))  # type: ignore[misc]
 
 
 def test_rule_12_deltas_lead_from_the_snapshot_to_the_version(server: FakeServer, trusted: Trusted) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from typing import Any
 
 import pytest
@@ -200,3 +201,27 @@ def test_a_carried_journal_is_taken_again_after_a_restore(chain: Chain) -> None:
     chain.check()
     for till in gone:
         till.close()
+
+
+def test_a_copy_of_a_till_tells_all_of_its_own_after_a_restore(chain: Chain) -> None:
+    """The backup has what the one copy recorded, and the other had sent more than that when the server was restored:
+    it is told a place of the other's journal. Its own events were never taken again (fleet, seed 1, case 1)."""
+    till = chain.enrol("a")
+    chain.sell("a", "OPEN")
+    till.sync()
+    shutil.copytree(chain.work / "a", chain.work / "b")
+    for _ in range(2):
+        chain.sell("a", "OPEN")
+    till.sync()
+    file = chain.back_up()
+    chain.tills["b"] = Till.open(chain.work / "b", clock=chain.clock)
+    for _ in range(4):
+        chain.sell("b", "OPEN")
+    chain.tills["b"].sync()
+    chain.restore(file)
+    chain.declare(all_known=True)
+    chain.sell("b", "OPEN")
+    chain.sync_all()
+    report = chain.audited()
+    assert (report.lost, report.doubled, report.broken, report.redeemed) == (0, 0, [], 8)
+    assert [till.status().waiting for till in chain.tills.values()] == [0, 0]

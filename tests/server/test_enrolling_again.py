@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import pytest
 
 from tallystick_server import rotating
@@ -48,6 +49,23 @@ def test_a_forgotten_device_is_added_again_as_it_was(either_shop: Shop) -> None:
     assert device.acknowledged == 2
     assert shop.rows("SELECT known_units FROM leases") == [{"known_units": 2}]
     assert [(row["who"], row["object"]) for row in audited(shop, "device.again")] == [(device.id, device.id)]
+
+
+def test_a_device_whose_enrolment_the_line_repeated_comes_back_all_the_same(shop: Shop) -> None:
+    """Its request, delivered once more after the restore, finds its token unspent and makes a device that nobody knows
+    of: the real one was refused for ever, because of its own key (fleet, seed 1, case 2)."""
+    token = shop.token()
+    backup = Backup(shop)
+    device = TinyDevice(shop.url, shop.clock)
+    device.enrol(token)
+    device.sync()
+    backup.restore()
+    begin(shop)
+    assert httpx2.post(f"{shop.url}/v1/devices", content=device.enrolment[0]).status_code == 201
+    assert device.enrol_again().device == device.id
+    report(device)
+    assert [row["id"] for row in shop.rows("SELECT id FROM devices")] == [device.id]
+    assert [row["device_id"] for row in shop.rows("SELECT device_id FROM enrolment_tokens")] == [device.id]
 
 
 def test_an_enrolment_of_this_epoch_proves_an_undeclared_restore(shop: Shop) -> None:
