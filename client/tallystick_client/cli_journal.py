@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tallystick_client import schema
+from tallystick_client.chain import verify_bodies, verify_chain
 from tallystick_client.clock import SystemClock
 from tallystick_client.directory import Directory
 from tallystick_client.entry import REFUSED
@@ -20,7 +21,7 @@ from tallystick_client.errors import CallerError, InvalidInput
 from tallystick_client.evaluating import write
 from tallystick_client.exporting import Exported, Restored, export
 from tallystick_client.forgetting import forget
-from tallystick_client.journal import FILE_NAME, Journal, verify_bodies, verify_chain
+from tallystick_client.journal import FILE_NAME, Journal
 from tallystick_client.keeper import Keeper
 from tallystick_client.listing import Entry, entries
 from tallystick_client.screen import local_time, plain

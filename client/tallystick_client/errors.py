@@ -30,8 +30,8 @@ class NotNow(CallerError):
 
 
 class StorageError(CallerError):
-    """Codes: `DISK_FULL`, `DISK`, `BUSY`, `NOT_OURS`, `NOT_A_TILL`, `MIXED_DIRECTORY`, `JOURNAL_DAMAGED`, and `UNCERTAIN`
-    where a commit failed in such a way that a crash after it may bring it back.
+    """Codes: `DISK_FULL`, `DISK`, `BUSY`, `NOT_OURS`, `NOT_A_TILL`, `MIXED_DIRECTORY`, `JOURNAL_DAMAGED`,
+    and `UNCERTAIN` where a commit failed in such a way that a crash after it may bring it back.
     """
 
     default_code = "DISK"

@@ -12,9 +12,10 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from tallystick_client.actions import Accept, Failed, NewRoot, Proof, Reading
+from tallystick_client.chain import position_at, verify_chain
 from tallystick_client.errors import Untrusted
 from tallystick_client.granting import KnownLease, sort_out
-from tallystick_client.journal import Writing, mark_columns, new_id, position_at, stored_events, verify_chain
+from tallystick_client.journal import Writing, mark_columns, new_id, stored_events
 from tallystick_client.timekeeping import Judged, signed
 from tallystick_client.trust import Floor, Trusted
 from tallystick_shared.bundle import Manifest, Root
@@ -219,14 +220,7 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
         "UPDATE leases SET state = 'closed' WHERE state = 'closing' AND close_seq <= ?", (answer.acknowledged.seq,)
     )
     # 5
-    reasons = dict.fromkeys(answer.recall, "recalled")
-    listed = {lease.id for lease in answer.leases}
-    for (lease_id,) in writing.run("SELECT id FROM leases WHERE state = 'active'").fetchall():
-        if answer.scope != state.scope:
-            reasons[lease_id] = "another scope"
-        elif answer.leases_full and lease_id not in listed and not writing.state.recovering:
-            reasons[lease_id] = "not known to the server"
-    closed = close_leases(writing, judged, reasons)
+    closed = close_leases(writing, judged, _reasons_to_close(writing, answer))
     if answer.scope != state.scope:
         writing.change(scope=answer.scope, bundle_version=0, bundle_serial=state.bundle_serial + 1)
     # 6
@@ -234,6 +228,18 @@ def accept(writing: Writing, change: Accept, judged: Judged, clock: ClockReading
     # 7
     _purge(writing, judged.at)
     return granted, closed
+
+
+def _reasons_to_close(writing: Writing, answer: SyncAnswer) -> dict[str, str]:
+    """Why, by the id of a lease that the server may not know any more."""
+    reasons = dict.fromkeys(answer.recall, "recalled")
+    listed = {lease.id for lease in answer.leases}
+    for (lease_id,) in writing.run("SELECT id FROM leases WHERE state = 'active'").fetchall():
+        if answer.scope != writing.state.scope:
+            reasons[lease_id] = "another scope"
+        elif answer.leases_full and lease_id not in listed and not writing.state.recovering:
+            reasons[lease_id] = "not known to the server"
+    return reasons
 
 
 def demand_our_journal(writing: Writing, acknowledged: Position, durable: Position) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 import msgspec
 
 from tallystick_client import exchange, requests
+from tallystick_client.chain import position_at
 from tallystick_client.directory import write_whole
 from tallystick_client.errors import CallerError, LineError, StorageError
-from tallystick_client.journal import Writing, position_at
+from tallystick_client.journal import Writing
 from tallystick_client.keeper import Keeper
 from tallystick_client.timekeeping import read_clock
 from tallystick_shared.journal import BATCH_EVENTS_MAX, Position

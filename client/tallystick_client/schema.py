@@ -259,7 +259,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def demand_readable(path: Path) -> None:
-    """Reads every byte of a journal and its log: SQLite calls malformed what the disk fails to read. Raises
+    """Reads every byte of a database and its log: SQLite calls malformed what the disk fails to read. Raises
     `StorageError` (`DISK`)."""
     for part in (path, path.with_name(path.name + "-wal")):
         try:

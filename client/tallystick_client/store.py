@@ -29,7 +29,7 @@ from tallystick_client.actions import KeepBundle
 from tallystick_client.blobs import Changes, Part, Vouchers, delta, ends_of, same_history, snapshot, together
 from tallystick_client.bundle import Bundle, Parts
 from tallystick_client.errors import StorageError, TallystickError, Untrusted
-from tallystick_client.schema import explained, sync_folder
+from tallystick_client.schema import demand_readable, explained, sync_folder
 from tallystick_client.trust import Trusted
 from tallystick_shared.bundle import BLOB_BYTES_MAX, BlobRef, BundleVoucher, Manifest
 from tallystick_shared.journal import encode
@@ -242,6 +242,17 @@ class Store:
             self._inode = path.stat().st_ino
         return self._cache
 
+    def _is_sound(self) -> bool:
+        """Whether it was the disk that failed to read it, which SQLite calls malformed: a till without a line would
+        have no vouchers without its cache. Raises `StorageError` where the disk still fails."""
+        path = self.directory / diskcache.core.DBNAME
+        demand_readable(path)
+        try:
+            with closing(sqlite3.connect(path, timeout=TIMEOUT_S)) as connection:
+                return bool(connection.execute("PRAGMA integrity_check").fetchone() == ("ok",))
+        except sqlite3.Error:
+            return False
+
     def _refuse(self, error: Exception) -> None:
         """What is only full or busy is left where it is; what cannot be believed is renamed aside."""
         if isinstance(error, diskcache.Timeout):
@@ -250,6 +261,8 @@ class Store:
             what: TallystickError = explained(error, self.directory)
             if what.code not in ("JOURNAL_DAMAGED", "CONSTRAINT") and not _is_malformed(error):
                 raise what from error
+            if what.code == "JOURNAL_DAMAGED" and self._is_sound():
+                raise StorageError("the disk failed to read the cache: try again", code="DISK") from error
         if self._cache is not None:
             self._cache.close()
             self._cache = None

@@ -69,8 +69,8 @@ class Terminal:
         6. use of leases, of soft allowances and of customers
         7. the event, at the head of the chain
 
-        Raises `InvalidInput`, `NotNow`, `CallerError`, `StorageError`; then nothing was redeemed. But of `UNCERTAIN` only
-        asking again with the same id tells.
+        Raises `InvalidInput`, `NotNow`, `CallerError`, `StorageError`; then nothing was redeemed, but where that is
+        `UNCERTAIN`: then asking again with the same id tells.
         """
         order, codes = as_order(order), as_codes(codes)
         refusal: NotNow | None = None

@@ -109,7 +109,8 @@ class Allotting:
         found: list[tuple[int, int, str]] = []
         for row in holders:
             theirs, unused = self._scores.score(row.device_id, one.voucher_id, one.campaign_id), _unused(row)
-            if row.recalled_at is not None or not unused:
+            # in another scope nobody waits but devices of that scope: it would be given the very same again, for ever
+            if row.recalled_at is not None or not unused or row.elsewhere:
                 continue
             # twice as likely is what a free unit waits for too: what comes back is not given to its holder again
             likelier = mine > 2 * theirs if not asked else mine > theirs

@@ -36,6 +36,7 @@ from tallystick_server.server import FIRST_SCOPE
 from tallystick_server.vouchers import VoucherView
 from tallystick_shared import model
 from tallystick_shared.results import Result
+from tallystick_shared.terms import Label
 from tallystick_shared.wire import AUTH_SCHEME, Name, Problem, RedeemAnswer, RedeemRequest
 
 JSON, JOSE, JOSE_JSON = "application/json", "application/jose", "application/jose+json"
@@ -43,12 +44,15 @@ SYNC, ZSTD = "application/vnd.tallystick.sync", "application/zstd"
 Bodies = Mapping[str, Any]
 """Media type -> the struct, or `bytes`."""
 
+NO_NUL: Final = r"^[^\x00]*$"
+"""U+0000 fits into no column of PostgreSQL's."""
+
 # what operators send
 
 
 class NewCampaign(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    id: Annotated[str, Meta(min_length=1, max_length=256)]
-    name: Annotated[str, Meta(max_length=256)] = ""
+    id: Label
+    name: Annotated[str, Meta(max_length=256, pattern=NO_NUL)] = ""
 
 
 class NewScope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +74,7 @@ class NewToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    note: Annotated[str, Meta(max_length=2_000)] = ""
+    note: Annotated[str, Meta(max_length=2_000, pattern=NO_NUL)] = ""
 
 
 class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -236,9 +236,11 @@ async def _demand(transaction: Transaction, settings: Settings, scope: str, now:
 async def _holders(transaction: Transaction, settings: Settings, asking: Asking, now: datetime) -> dict[str, list[Any]]:
     """Open leases of other devices on the vouchers in reach, by voucher."""
     columns = (leases.c.id, leases.c.device_id, leases.c.voucher_id, leases.c.units, leases.c.minor,
-               leases.c.known_units, leases.c.known_minor, leases.c.recalled_at)  # fmt: skip
+               leases.c.known_units, leases.c.known_minor, leases.c.recalled_at,
+               (devices.c.scope != asking.scope).label("elsewhere"))  # fmt: skip
     reach = _without_mine(_in_reach(asking.scope, settings, now), asking.device_id)
-    query = select(*columns).where(leases.c.state == "open", leases.c.voucher_id.in_(reach))
+    query = select(*columns).join(devices, devices.c.id == leases.c.device_id)
+    query = query.where(leases.c.state == "open", leases.c.voucher_id.in_(reach))
     found: dict[str, list[Any]] = defaultdict(list)
     for row in await transaction.execute(query):
         found[row.voucher_id].append(row)

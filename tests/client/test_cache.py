@@ -11,6 +11,7 @@ from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
+import diskcache
 import msgspec
 import pytest
 
@@ -220,3 +221,24 @@ def test_a_cache_that_is_no_text_is_set_aside(till: Till, shop: Shop) -> None:
     assert again.status().freshness == "none"
     again.sync()
     assert applies(again, "TEN")
+
+
+def test_a_cache_that_the_disk_fails_to_read_stays(till: Till, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says of EIO that the file is malformed (disk row, seed 1, case 2): what is sound is not set aside, and a
+    till without a line goes on selling when the disk does."""
+    till.close()
+
+    def failing(*_: object) -> object:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    shop.offline()
+    till = shop.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(diskcache.Cache, "get", failing)
+        with pytest.raises(StorageError, match="failed to read") as caught:
+            till.redeem(order(1), ["TEN"])
+    assert caught.value.code == "DISK"
+    assert not list((shop.work / "till").glob("cache.refused*"))
+    assert till.redeem(order(1), ["TEN"]).redeemed

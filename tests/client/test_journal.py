@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick_client import StorageError, Till
+from tallystick_client import StorageError, Till, schema
 from tallystick_client.journal import FILE_NAME
 from tallystick_client.schema import APPLICATION_ID, USER_VERSION, connect
 from tests.client.conftest import ONCE, TEN, Shop, order
@@ -255,6 +256,95 @@ def test_a_file_that_may_not_grow_refuses_in_words(till: Till) -> None:
     assert "nothing was written" in str(error)
     assert till._keeper.journal.verify() == taken >= before
     assert till.redeem(order(9999), ["TEN"]).redeemed
+
+
+# ---- a disk that fails (found by `make prove-disk`, which makes real calls fail)
+
+
+def failure(code: int, what: str) -> sqlite3.OperationalError:
+    """As SQLite reports it."""
+    error = sqlite3.OperationalError(what)
+    error.sqlite_errorcode = code
+    return error
+
+
+class FailingSync:
+    """A connection whose commits fail in their fdatasync, when all is in the log already."""
+
+    in_transaction = True
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, *values: object) -> object:
+        if statement == "COMMIT":
+            raise failure(sqlite3.SQLITE_IOERR_FSYNC, "disk I/O error")
+        return self._connection.execute(statement, *values)
+
+
+def test_a_commit_that_fails_in_its_sync_is_uncertain(till: Till) -> None:
+    """A crash may bring it back (disk row, seed 1, case 2), so it is not said that nothing was written; the same id
+    again has one effect."""
+    journal = till._keeper.journal
+    sound = journal._connection
+    journal._connection = FailingSync(sound)  # type: ignore[assignment]
+    one = "01920000-0000-7000-8000-000000000001"
+    with pytest.raises(StorageError, match="ask again") as caught:
+        till.redeem(order(2), ["TEN"], id=one)
+    assert caught.value.code == "UNCERTAIN"
+    assert "nothing was written" not in str(caught.value)
+    journal._connection = sound
+    assert till.redeem(order(2), ["TEN"], id=one) == till.redeem(order(2), ["TEN"], id=one)
+    assert journal.verify() == till.status().head == 2
+
+
+def test_a_file_opened_to_read_it_alone_is_no_open_journal(
+    till: Till, path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One `openat` that fails makes SQLite open the file read-only, which it tells nobody (disk row, seed 1, case 1):
+    that is found when the till is opened, not at its first sale."""
+    real = sqlite3.connect
+
+    def read_only(database: Path, **given: object) -> sqlite3.Connection:
+        return real(f"file:{database}?mode=ro", uri=True, **given)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(StorageError, match="readonly") as caught:
+        shop.open()
+    assert caught.value.code == "DISK"
+    monkeypatch.undo()
+    assert path.exists()
+    assert shop.open().redeem(order(2), ["TEN"]).redeemed
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_journal_that_cannot_be_read_is_not_called_damaged(
+    till: Till, path: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch, passes: bool
+) -> None:
+    """SQLite says of EIO that the file is malformed (disk row, seed 1, case 2): it is tried again, and read byte for
+    byte, before the journal of a till is taken from it."""
+    till.close()
+    errors = [failure(sqlite3.SQLITE_CORRUPT, "malformed")] * (1 if passes else 9)
+    real = connect
+
+    def failing(path: Path) -> sqlite3.Connection:
+        if errors:
+            raise errors.pop()
+        return real(path)
+
+    def unreadable(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(schema, "connect", failing)
+    monkeypatch.setattr(os, "pread", unreadable)
+    if passes:
+        assert shop.open().redeem(order(2), ["TEN"]).redeemed
+    else:
+        with pytest.raises(StorageError, match="cannot be read") as caught:
+            shop.open()
+        assert caught.value.code == "DISK"
+    assert path.exists()
+    assert not list(path.parent.glob("*damaged*"))
 
 
 # ---- one commit

@@ -220,8 +220,7 @@ def test_a_copy_of_a_till_tells_all_of_its_own_after_a_restore(chain: Chain) -> 
     chain.tills["b"].sync()
     chain.restore(file)
     chain.declare(all_known=True)
-    chain.sell("b", "OPEN")
     chain.sync_all()
     report = chain.audited()
-    assert (report.lost, report.doubled, report.broken, report.redeemed) == (0, 0, [], 8)
+    assert (report.lost, report.doubled, report.broken, report.redeemed) == (0, 0, [], 7)
     assert [till.status().waiting for till in chain.tills.values()] == [0, 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import json
 import shutil
 import sqlite3
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -199,7 +199,7 @@ def template(seed: int) -> Template:
     """Made once in a process, with the same chance every time."""
     base = Path("/dev/shm")
     work = Path(mkdtemp(prefix="tallystick-bundles-", dir=base if base.is_dir() else None))
-    atexit.register(shutil.rmtree, work, ignore_errors=True)
+    Finalize(None, shutil.rmtree, (work, True), exitpriority=1)  # `atexit` is not asked in worker processes
     with seeded(f"bundles {seed}"):
         return _make(work)
 

@@ -42,6 +42,7 @@ def lease_apart() -> None:
 
 def written_in_place() -> None:
     """No rename: what is cut off is half a file."""
+
     def write(path: Path, parts: Iterable[bytes]) -> None:
         path.unlink(missing_ok=True)
         with path.open("wb", buffering=0) as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tallystick_client.errors import CallerError, NotNow, TallystickError
@@ -32,7 +33,7 @@ class Acts:
              "unit_price_minor": chance.choice((99, 250, 501, 1333, 2000))}
             for n in range(1, chance.randint(2, 4))
         ]  # fmt: skip
-        order = {"id": f"order-{next(self.world.orders)}", "currency": "EUR", "lines": lines}
+        order: dict[str, Any] = {"id": f"order-{next(self.world.orders)}", "currency": "EUR", "lines": lines}
         if chance.random() < 0.9:
             order["customer"] = {"id": f"customer-{chance.randrange(CUSTOMERS)}"}
         return order
@@ -128,7 +129,7 @@ class Acts:
     def day(self) -> None:
         for till in self.world.tills:
             for times, act in ((5.0, self.sell), (1.0, self.sync), (0.4, self.sell_online), (0.4, self.take_back)):
-                self.at_some_time(times * till.lively, lambda act=act, till=till: self.do(till, act))
+                self.at_some_time(times * till.lively, partial(self.do, till, act))
         self.at_some_time(0.5, self.back_up)
 
     def do(self, till: FleetTill, act: Callable[[FleetTill], None]) -> None:

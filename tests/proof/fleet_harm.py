@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ class Harm:
         for till in list(self.world.tills):
             for kind, often in TILL_FAULTS.items():
                 act = getattr(self, "till_" + kind.replace(" ", "_"))
-                self._plan(kind, often, lambda act=act, till=till: till in self.world.tills and act(till))
+                self._plan(kind, often, partial(self._to, till, act))
         for kind, often in SERVER_FAULTS.items():
             self._plan(kind, often, getattr(self, kind.replace(" ", "_").replace("'", "")))
+
+    def _to(self, till: FleetTill, act: Callable[[FleetTill], Any]) -> Any:
+        """Not where it is gone by then."""
+        return till in self.world.tills and act(till)
 
     def _plan(self, kind: str, often: float, act: Callable[[], Any]) -> None:
         def come() -> None:
@@ -177,7 +182,7 @@ class Harm:
         if declared:
             world.declare()
         else:
-            world.later(self.chance.uniform(0.1, 30) * HOUR_S, lambda: world.healing or world.declare())
+            world.later(self.chance.uniform(0.1, 30) * HOUR_S, world.declare)
         return True
 
     def bundle_key_rotated(self) -> None:

@@ -50,14 +50,18 @@ def _end_recovery(world: World) -> None:
 def _sync_all(world: World, *, rounds: int) -> None:
     """Until a round changes nothing on any till."""
     before: list[Any] = []
+    last, after = before, before
     for _ in range(rounds):
-        after = [_sync(world, till) for till in world.tills]
+        last, after = before, [_sync(world, till) for till in world.tills]
         world.run(world.at + timedelta(hours=1))
-        if after == before:
+        asked_to_wait = any(till.last_error and till.last_error.code == "ASKED_TO_WAIT" for till in world.tills)
+        if after == before and not asked_to_wait:
             return
         before = after
     if rounds == ROUNDS_MAX:
-        world.fail(f"the tills do not come to rest in {rounds} rounds")
+        both = zip(world.tills, last, after, strict=True)
+        moved = "; ".join(f"{till.path.name}: {was} -> {now}" for till, was, now in both if was != now)
+        world.fail(f"the tills do not come to rest in {rounds} rounds: {moved}")
 
 
 def _sync(world: World, till: FleetTill) -> Any:

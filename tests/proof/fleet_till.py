@@ -9,8 +9,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from tallystick_client.actions import Accept, Action, Done, Event, LineDown, Persist, Send, Tick, Unbelieved, Wait, Woken
-from tallystick_client.actions import Answer, Change
+from tallystick_client.actions import (
+    Accept,
+    Action,
+    Answer,
+    Change,
+    Done,
+    Event,
+    LineDown,
+    Persist,
+    Send,
+    Tick,
+    Unbelieved,
+    Wait,
+    Woken,
+)
 from tallystick_client.errors import TallystickError, Untrusted
 from tallystick_client.keeper import Enroller, Keeper
 from tallystick_client.reports import Receipt, SyncReport
@@ -162,9 +175,11 @@ class FleetTill:
         """Raises `TallystickError` where it does not even begin."""
         keeper = self.open()
         machine = keeper.online_machine(order, codes)
-        self.start(machine, Woken(), keeper, lambda receipt, error: then(receipt, error))  # type: ignore[arg-type]
+        self.start(machine, Woken(), keeper, then)
 
-    def start(self, machine: Machine, event: Event, local: Local, done: Callable[[Any, TallystickError | None], None]) -> None:
+    def start(
+        self, machine: Machine, event: Event, local: Local, done: Callable[[Any, TallystickError | None], None]
+    ) -> None:
         self._step(Flow(machine, local, done, self._life), event)
 
     def _step(self, flow: Flow, event: Event) -> None:

@@ -90,7 +90,7 @@ class World:
         self.unknown_to_server: dict[str, tuple[str, int, int]] = {}
         self.released: dict[str, tuple[int, int]] = {}
         self.voids: dict[str, str] = {}
-        self.seen: dict[str, tuple[int, int, int]] = {}
+        self.seen: dict[str, dict[str, tuple[int, ...]]] = {}
         self.devices_in_backup = 0
         self.rotated = 0
         self.changed_vouchers = False
@@ -200,6 +200,24 @@ class World:
             self.tally.see("syncs")
             self.trace(f"sync {till.path.name} {report.acknowledged} {report.state} {report.bundle_version}")
 
+        self._check_floors(till)
+
+    def _check_floors(self, till: FleetTill) -> None:
+        """I6, by what was seen after every sync of this disk: nothing it once believed goes down."""
+        if till.keeper is None:
+            return
+        with till.keeper.journal.read() as view:
+            floors = view.run("SELECT scope, server_epoch, version FROM floors").fetchall()
+            root = view.run("SELECT max(version) FROM roots").fetchone()
+            now: dict[str, tuple[int, ...]] = {scope: (epoch, version) for scope, epoch, version in floors}
+            now |= {"lease number": (view.state.lease_number,), "root": root}
+        before = self.seen.get(till.path.name, {})
+        for what, value in before.items():
+            reset = self.rotated and what not in ("lease number", "root")  # with new bundle keys
+            if not reset and now.get(what, value) < value:
+                self.fail(f"on {till.path.name} the floor of {what} went down from {value} to {now[what]}")
+        self.seen[till.path.name] = now
+
     # -- what a restore of the server costs, and no client can mend
 
     def declare(self) -> None:
@@ -239,7 +257,7 @@ class World:
                 recovering = action == "recovery.begin"
             elif action == "lease.adopt" and not recovering:
                 query = "SELECT voucher_id, coalesce(units, 0), coalesce(minor, 0) FROM leases WHERE id = ?"
-                self.unknown_to_server[lease] = self.server.read(query, lease)[0]  # type: ignore[assignment]
+                self.unknown_to_server[lease] = self.server.read(query, lease)[0]
 
 
 def _time(text: str) -> datetime:

@@ -23,7 +23,7 @@ SURVIVORS = PROGRESS / "mutants-survivors"
 KILLED_MIN = 0.9
 TRIED_MIN = 30
 """Of fewer, the share of the killed says nothing."""
-TESTS_MAX, SECONDS_MAX = 60, 12.0
+TESTS_MAX, SECONDS_MAX = 120, 8.0
 """For one mutant. A mutant that only the next test would kill counts as one that survived."""
 DEAD = ("killed", "timed out")
 

@@ -34,7 +34,7 @@ GROUPS = {
         "engine steps discounts conditions combinations feasible basket money units validity compiled details values",
     ),
     "trust": (*_files("client", "trust blobs bundle granting"), *_files("shared", "signing bundle")),
-    "journal": (*_files("shared", "journal journal_file"), *_files("client", "journal schema terminal voids exchange")),
+    "journal": (*_files("shared", "journal journal_file"), *_files("client", "journal chain schema terminal voids exchange")),
     "ledger": _files(
         "server", "settling posting leases allotting demand limits redemptions placing adopting ledger facts"
     ),

@@ -42,6 +42,9 @@ from tests.server.fake_clock import FakeClock as ServerClock
 ROOT = Path(__file__).resolve().parents[2]
 KILLED, BROKEN = 1, 4
 PATIENCE = 5
+EXAMPLES_MAX = 30
+SETTINGS = "_hypothesis_internal_use_settings"
+"""Where hypothesis keeps what a test asked for. Without it a test only takes longer."""
 MEMORY_BYTES_MAX, FILE_BYTES_MAX = 4 << 30, 256 << 20
 
 
@@ -120,6 +123,10 @@ class Forking:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if "postgresql" not in item.nodeid]
+        for function in (getattr(item, "obj", None) for item in items):
+            given = getattr(function, SETTINGS, None)
+            if isinstance(given, hypothesis.settings) and given.max_examples > EXAMPLES_MAX:
+                setattr(function, SETTINGS, hypothesis.settings(given, max_examples=EXAMPLES_MAX))
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
@@ -221,9 +228,9 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="tallystick-mutants-")
         one = Path(self._folder.name) / "one.pem"  # to read all that a system trusts takes as long as half a test
         one.write_bytes(Certified("nobody").pem)
-        environment = os.environ | {"PYTHONHASHSEED": "0", "TALLYSTICK_EXAMPLES": "100", "SSL_CERT_FILE": str(one)}
+        fixed = {"PYTHONHASHSEED": "0", "TALLYSTICK_EXAMPLES": str(EXAMPLES_MAX), "SSL_CERT_FILE": str(one)}
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command, cwd=ROOT, env=os.environ | fixed, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.tests = dict.fromkeys(msgspec.json.decode(self._line(), type=list[str]))
 

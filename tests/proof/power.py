@@ -10,12 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from tallystick_client.journal import FILE_NAME
-from tests.client.fake_clock import FakeClock
 from tests.proof.power_check import Told, check, told
 from tests.proof.power_disk import Image
 from tests.proof.power_record import Replay
-from tests.proof.power_shop import Recording, make, read_journal
+from tests.proof.power_shop import Recording, clock_after, follow, make, put_back
 from tests.proof.tally import Tally
 from tests.proof.till_day import Day, Life, Step, attempt
 from tests.proof.till_day_shop import TILL, Shop
@@ -36,15 +34,29 @@ MET = (
     "garbage", "create lost", "mkdir lost", "rename lost", "unlink lost", "entries reordered",
 )  # fmt: skip
 """Kinds of damage."""
+TWICE = 3
+"""Of so many cases, one has a second day, which begins with what a power cut left of the first."""
 SEEN = (
     "during nothing", "during enroll", "during sync", "during redeem", "during void", "during return", "during online",
     "during close", "during export", "in two processes", "went on", "enrolled again",
+    "after an earlier cut",
 )  # fmt: skip
 
 
 def prove(seed: int, case: int, work: Path) -> Tally:
-    tally = Tally()
-    _cuts(tally, seed, case, work)
+    chance, tally = random.Random(f"{seed} {case}"), Tally()
+    recording = make(chance, work / "shop", LAST[case % len(LAST)], "", fresh=FRESH[case % len(FRESH)])
+    if case % TWICE != 1:
+        _cuts(chance, tally, case, work, recording, IMAGES)
+        return tally
+    left = _cuts(chance, tally, case, work, recording, IMAGES // 2)
+    none_yet = [one for one in left if not one[0].enrolled and not one[2]]
+    said, image, _ = chance.choice(none_yet or left)
+    image.write(work / "left")
+    after = follow(chance, recording, work / "after a cut", work / "left", chance.randint(*said.server))
+    tally.see("after an earlier cut", IMAGES // 2)
+    tally.see("enrolled after an earlier cut", IMAGES // 2 * bool(after.token))
+    _cuts(chance, tally, case, work, after, IMAGES // 2)
     return tally
 
 
@@ -56,40 +68,52 @@ def lacks(tally: Tally) -> list[str]:
     return lacking
 
 
-def _broken(name: str, case: int, seed: int, work: Path) -> Tally:
-    """Until an image shows it."""
-    tally = Tally()
-    _cuts(tally, seed, case, work, f"tests.proof.power_broken:{name}", images=60)
+def _broken(name: str, seed: int, work: Path, *, fresh: bool = False) -> Tally:
+    """No till goes on here: an image that shows it is enough."""
+    chance, tally = random.Random(seed), Tally()
+    recording = make(chance, work / "shop", "", f"tests.proof.power_broken:{name}", fresh=fresh)
+    _cuts(chance, tally, 0, work, recording, 60, to_go_on=False)
     return tally
 
 
 CONTROLS: dict[str, Callable[[int, Path], Tally]] = {
-    "broken on purpose, a journal with synchronous=NORMAL": partial(_broken, "journal_normal", 0),
-    "broken on purpose, a cache with synchronous=NORMAL": partial(_broken, "cache_normal", 0),
-    "broken on purpose, files that are not synced before they are renamed": partial(_broken, "files_unsynced", 1),
-    "broken on purpose, folders that are not synced": partial(_broken, "folders_unsynced", 1),
+    "broken on purpose, a journal with synchronous=NORMAL": partial(_broken, "journal_normal"),
+    "broken on purpose, a cache with synchronous=NORMAL": partial(_broken, "cache_normal"),
+    "broken on purpose, files that are not synced before they are renamed": partial(
+        _broken, "files_unsynced", fresh=True
+    ),
+    "broken on purpose, folders that are not synced": partial(_broken, "folders_unsynced", fresh=True),
 }
 
 
-def _cuts(tally: Tally, seed: int, case: int, work: Path, broken: str = "", *, images: int = IMAGES) -> None:
-    """A product that is `broken` is not let go on: an image that shows it is enough."""
-    chance = random.Random(f"{seed} {case}")
-    recording = make(chance, work / "shop", LAST[case % len(LAST)], broken, fresh=FRESH[case % len(FRESH)])
-    replay = Replay(recording.start())
-    start_version = 0 if recording.fresh else read_journal(work / "shop" / "start" / TILL / FILE_NAME).version
-    places = _places(chance, recording, images)
+def _cuts(
+    chance: random.Random,
+    tally: Tally,
+    case: int,
+    work: Path,
+    recording: Recording,
+    count: int,
+    *,
+    to_go_on: bool = True,
+) -> list[tuple[Told, Image, bool]]:
+    """The images of which everything holds, with what was said before, and whether it is a till."""
+    replay, left = Replay(recording.start()), []
+    places = _places(chance, recording, count)
     for index, done in enumerate([None, *recording.dones]):
         if done is not None:
             replay.take(done)
         while places and places[-1] == index:
             places.pop()
             image = replay.disk.cut(chance, ordered=chance.random() < 0.4)
-            said = told(recording, replay, start_version)
-            wrong = _try(chance, work, tally, recording, said, image, to_go_on=not broken)
+            said = told(recording, replay)
+            wrong, is_till = _try(chance, work, tally, recording, said, image, to_go_on=to_go_on)
+            if not wrong and not said.spoilt:
+                left.append((said, image, is_till))
             during = ", ".join(step.kind for step in said.begun) or "nothing"
             damage = ", ".join(sorted(kind for kind, count in image.damage.items() if count))
             for one in wrong[:3]:
                 tally.fail(case, f"{one} (cut after call {index} of the record, during {during}: {damage})")
+    return left
 
 
 def _places(chance: random.Random, recording: Recording, count: int) -> list[int]:
@@ -122,10 +146,9 @@ def _try(
     image: Image,
     *,
     to_go_on: bool,
-) -> list[str]:
-    """What does not hold of one image, in sentences."""
+) -> tuple[list[str], bool]:
+    """What does not hold of one image, in sentences, and whether it is a till."""
     folder = work / "image"
-    folder.mkdir()
     image.write(folder)
     tally.units += 1
     tally.acknowledged += len(said.sales)
@@ -134,7 +157,7 @@ def _try(
     for kind in sorted({step.kind for step in said.begun}) or ["nothing"]:
         tally.see(f"during {kind}")
     tally.see("in two processes", len(said.begun) > 1)
-    found = check(recording, said, folder, clock_after())
+    found = check(recording, said, folder, clock_after(recording))
     tally.lost += found.lost
     wrong = found.wrong
     if to_go_on and not wrong and chance.randrange(GO_ON if found.is_till else ENROL_AGAIN) == 0:
@@ -142,28 +165,18 @@ def _try(
         wrong = _go_on(chance, work / "after", recording, said, folder, tally, is_till=found.is_till)
         shutil.rmtree(work / "after")
     shutil.rmtree(folder)
-    return wrong
-
-
-def clock_after() -> FakeClock:
-    """When the power is back."""
-    clock = FakeClock()
-    clock.reboot(hours=6)
-    return clock
+    return wrong, found.is_till
 
 
 def _go_on(
     chance: random.Random, work: Path, recording: Recording, said: Told, folder: Path, tally: Tally, *, is_till: bool
 ) -> list[str]:
     """The till sells again, asks again for what it was at, and syncs with the server as it was; then the audit."""
-    shutil.copytree(
-        recording.shop.work / "server", work / "server", ignore=shutil.ignore_patterns("tallystick.sqlite3*")
-    )
-    shutil.copytree(recording.copies / str(chance.randint(*said.server)), work / "server", dirs_exist_ok=True)
+    put_back(recording, work, chance.randint(*said.server))
     if (folder / TILL).exists():
         shutil.copytree(folder / TILL, work / TILL)
     shop = Shop(work)
-    shop.clock = clock_after()
+    shop.clock = clock_after(recording)
     wrong = []
     with shop.serving() as url:
         life = Life(str(shop.path()), [], at=shop.clock.now(), boot=shop.clock.boot, ran_s=shop.clock.ran_s)

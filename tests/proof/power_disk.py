@@ -61,6 +61,8 @@ class Image(NamedTuple):
     damage: Counter[str]
 
     def write(self, root: Path) -> None:
+        """Makes `root`."""
+        root.mkdir()
         for name in self.folders:
             (root / name).mkdir(mode=0o700)
         for name, content in self.files.items():

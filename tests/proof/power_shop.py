@@ -39,7 +39,8 @@ def read_journal(path: Path) -> Journal:
 
 class Recording(NamedTuple):
     """`versions`: of the bundle, by the number of the sync that brought at least that. `base`: the journal before, and
-    `final` after it. `token`: of a till that is enrolled on it. `heads`: of the till's chain, as the server has it, by the number of the request it had done."""
+    `final` after it. `token`: of a till that is enrolled on it. `heads`: of the till's chain, as the server has it, by
+    the number of the request it had done."""
 
     shop: Shop
     copies: Path

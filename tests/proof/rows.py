@@ -68,7 +68,7 @@ ROWS = {
         Row("api", "API", "schemathesis, positive, negative and stateful, with and without credentials",
             "requests", 50_000, 2_000, ("api",)),
         Row("bundles", "bundles", "bit flips and structural mutations of roots, manifests, blobs and sync bodies",
-            "mutations", 1_000_000, 50_000, ("bundles",)),
+            "mutations", 1_000_000, 50_000, ("bundles", "fleet_server", "fleet_chance")),
         Row("wire", "the wire", "answers lost after commit, resets, half-closed, slow and repeated, through a proxy",
             "faults", 5_000, 200, ("wire",)),
         Row("mutants", "mutation", "mutants of engine, trust, journal and ledger, and whether a test kills them",

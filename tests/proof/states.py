@@ -33,7 +33,7 @@ from tests.proof.states_pair import Pair
 from tests.proof.states_rules import Shops
 from tests.proof.tally import Tally
 
-EXAMPLES, STEPS = 8, 120
+EXAMPLES, STEPS = 6, 120
 CONTROL_EXAMPLES = 40
 STEPS_SHOWN = 40
 """Of a failure, the last ones."""
@@ -43,10 +43,11 @@ RULES = (
     "sell", "sell, own id", "sell one code", "sell with all codes", "preview", "same id again",
     "same id, other content", "void", "partial return", "void on any till", "void an attempt", "reopen",
     "forget on a till", "time passes", "days pass", "wall clock set", "reboot", "sync", "sync, down", "sync, lost",
-    "sync, busy", "sell online", "same id again, online", "same id, other content, online", "ask again", "revise",
-    "publish or drop", "suspend", "resume", "revoke", "lost", "release", "resolve", "operator looks", "restart",
-    "backup", "forget", "erase bodies",
+    "sync, busy", "sell online", "sell one code online", "same id again, online", "same id, other content, online",
+    "ask again", "revise", "publish or drop", "suspend", "resume", "revoke", "lost", "release", "resolve",
+    "operator looks", "restart", "backup", "forget", "erase bodies",
 )  # fmt: skip
+"""By the names under which steps are counted."""
 MET = (
     *(f"refused {reason}" for reason in (
         "UNKNOWN_CODE", "INACTIVE", "EXPIRED", "CURRENCY_MISMATCH", "LIMIT_REACHED", "CUSTOMER_LIMIT_REACHED",
@@ -56,13 +57,14 @@ MET = (
         "NO_BUNDLE", "SUSPENDED", "TOO_LONG_OFFLINE", "QUEUE_FULL", "IDENTIFIER_REUSED", "FORBIDDEN", "ALREADY_VOIDED",
         "UNKNOWN_REDEMPTION", "ERASED", "INVALID_FIELD")),
     *(f"flagged {reason}" for reason in (
-        "WITHOUT_COVER", "CUSTOMER_LIMIT", "TIME_UNCERTAIN", "REVOKED_VOUCHER", "ALREADY_VOIDED")),
+        "WITHOUT_COVER", "CUSTOMER_LIMIT", "TIME_UNCERTAIN", "REVOKED_VOUCHER")),
     *(f"closed {why}" for why in ("used up", "expired", "too small", "recalled", "not known to the server")),
     *(f"settled {outcome}" for outcome in ("applied", "duplicate", "flagged")),
     "redeem redeemed", "redeem refused", "online redeemed", "online refused", "void", "void in part",
     "operator error WRONG_STATE", "operator error LEASED", "operator error FIXED_FIELD", "sync asked to wait",
     "leases granted", "purged",
 )  # fmt: skip
+"""No honest till brings about the other flags: that it voids twice, or gives an id to two sales."""
 
 
 def pair() -> Pair:

@@ -117,8 +117,7 @@ class Pair:
         """A sync, and all that follows from it in the model."""
         drawer = self.drawers[name]
         drawer.tick(self.reading(name))
-        now = drawer.now(self.reading(name))
-        asked_to_wait = drawer.not_before is not None and 0 < (drawer.not_before - now.at).total_seconds() <= 86_400
+        asked_to_wait = drawer.is_asked_to_wait(drawer.now(self.reading(name)))
         with self.lined(plan) as log:
             try:
                 report, error = self.world.till(name).sync(), None

@@ -92,7 +92,7 @@ class Shops(Tills):
         work = lambda: self.pair.world.operate("POST", f"/v1/leases/{chosen.id}/release")  # noqa: E731
         self.operate("" if allowed else "WRONG_STATE", work)
 
-    @precondition(lambda self: self.credit >= 0 and bool(self.pair.server.flags))
+    @precondition(lambda self: self.credit >= -OPERATOR and bool(self.pair.server.flags))
     @rule()
     def resolve(self) -> None:
         self.step("resolve", 2 * OPERATOR)
@@ -152,6 +152,8 @@ def possible(terms: Terms) -> Terms:
     """What the door lets in: a policy that its limits and bounds allow."""
     if terms.kind == "card":
         return replace(terms, policy="")
+    if terms.kind == "percent" and terms.amount > 100:
+        terms = replace(terms, amount=terms.amount // 20)
     if terms.policy == "soft" and terms.limits:
         return replace(terms, max_units=terms.max_units or 2, max_minor=terms.max_minor or 500)
     terms = replace(terms, max_units=None, max_minor=None)

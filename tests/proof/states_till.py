@@ -84,6 +84,10 @@ class Drawer:
         if reading.boot != self.mark.boot:
             self.mark = self.now(reading).mark
 
+    def is_asked_to_wait(self, now: Now) -> bool:
+        """By the server, and no longer than a day: what is further off a wrong clock has kept."""
+        return self.not_before is not None and 0 < (self.not_before - now.at).total_seconds() <= 86_400
+
     def event(self, event_id: str) -> Event | None:
         return next((one for one in self.events if one.id == event_id), None)
 

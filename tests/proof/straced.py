@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,14 +84,23 @@ class Zygote:
     `onwards`: the n-th and all after it. `quiet`: what a child says goes by `sendto`, so that no `write` of it fails.
     """
 
-    def __init__(self, logs: Path, strike: str, on: Sequence[str], *, onwards: bool = False, quiet: bool = False, when: int = WHEN) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        strike: str,
+        on: Sequence[str],
+        *,
+        onwards: bool = False,
+        quiet: bool = False,
+        when: int = WHEN,
+    ) -> None:
         logs.mkdir(parents=True)
         self._logs, self._quiet = logs, quiet
         self._when = {name: WHEN_READING if name in BY_PYTHON else when for name in on}
         ours, theirs = socket.socketpair()
         command = [
-            "strace", "--follow-forks", "--output-separately", "--decode-fds=path", "--string-limit=256", "--quiet=attach",
-            f"--trace={','.join(on)}",
+            "strace", "--follow-forks", "--output-separately", "--decode-fds=path", "--string-limit=256",
+            "--quiet=attach", f"--trace={','.join(on)}",
             *(f"--inject={name}:{strike}:when={self._when[name]}{'+' if onwards else ''}" for name in on),
             f"--output={logs / 'log'}", sys.executable, "-m", "tests.proof.straced", str(theirs.fileno()),
         ]  # fmt: skip
@@ -164,8 +173,8 @@ def read_log(text: str) -> list[Call]:
 def recorded(command: Sequence[str], log: Path, **given: Any) -> subprocess.Popen[bytes]:
     """Starts a command under strace; `log.PID` of each of its threads has all that it wrote, in full and in hex."""
     traced = [
-        "strace", "--follow-forks", "--output-separately", "--seccomp-bpf", "--decode-fds=path", "--absolute-timestamps=us",
-        "--strings-in-hex=all", "--string-limit=1048576", "--quiet=all", f"--trace={','.join(RECORDED)}",
+        "strace", "--follow-forks", "--output-separately", "--seccomp-bpf", "--decode-fds=path",
+        "--absolute-timestamps=us", "--strings-in-hex=all", "--string-limit=1048576", "--quiet=all", f"--trace={','.join(RECORDED)}",
         f"--output={log}", *command,
     ]  # fmt: skip
     return subprocess.Popen(traced, **given)

@@ -1,4 +1,4 @@
-"""The short version of the fleet simulation, its negative controls, and the parts that could prove nothing unnoticed."""
+"""The short version of the fleet simulation, its negative controls, and its own parts that could prove nothing."""
 
 from __future__ import annotations
 

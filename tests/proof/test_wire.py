@@ -132,6 +132,6 @@ REPEATED = [
 
 def test_what_was_found_stays_mended(tmp_path: Path) -> None:
     """Seed 1, cases 0 to 4: what was left over in a connection was the next answer; headers and codes that escaped."""
-    tally = wire.run(1, 0, tmp_path, REPEATED, kills=False)
+    tally = wire.run(1, 0, tmp_path, REPEATED, whole=False)
     assert tally.failures == []
     assert tally.holds, tally

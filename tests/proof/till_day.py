@@ -1,7 +1,7 @@
-"""A till's day as a process of its own: sales, voids, returns and syncs in an order made from a seed, told line by line.
+"""A till's day as a process of its own: sales, voids, returns and syncs made from a seed, and told line by line.
 
 One line of JSON (`Said`) before each step, and one after it: what a cashier was told. What the second line says to be
-redeemed is acknowledged, and nothing else is. Every redemption has its id beforehand, so that it can be asked for again.
+redeemed is acknowledged, and nothing else is. Every redemption has its id beforehand, and can be asked for again.
 `python -m tests.proof.till_day DIR` does a day; `live` does the same in a process that was forked for it.
 """
 

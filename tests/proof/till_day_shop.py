@@ -1,4 +1,4 @@
-"""A server and its tills on disk, made once a process and copied for each case; and what is known of them in the end."""
+"""A server and its tills on disk, made once a process and copied for each case."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ class Shop:
         shop = cls(work)
         asyncio.run(operations.initialise(shop.settings, now=shop.clock.now()))
         shop.publish(VOUCHERS)
-        with shop.serving():
-            with Till.enroll(shop.path(), shop.url, shop.token(), name=TILL, clock=shop.clock) as till:
-                for number in range(3):
-                    till.sync()
-                    for index, codes in enumerate(SALES):
-                        order = Step(0, "redeem", f"first-{number}-{index}", customer=f"early-{number}").order()
-                        till.redeem(order, codes)
-                    shop.clock.run(minutes=5)
+        with (
+            shop.serving() as url,
+            Till.enroll(shop.path(), url, shop.token(), name=TILL, clock=shop.clock) as till,
+        ):
+            for number in range(3):
                 till.sync()
+                for index, codes in enumerate(SALES):
+                    order = Step(0, "redeem", f"first-{number}-{index}", customer=f"early-{number}").order()
+                    till.redeem(order, codes)
+                shop.clock.run(minutes=5)
+            till.sync()
         return shop
 
     @classmethod

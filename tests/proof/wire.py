@@ -49,13 +49,15 @@ def prove(seed: int, case: int, work: Path) -> Tally:
 
 
 def run(
-    seed: int, case: int, work: Path, pairs: Sequence[tuple[str, str]], broken: str = "", kills: bool = True
+    seed: int, case: int, work: Path, pairs: Sequence[tuple[str, str]], broken: str = "", whole: bool = True
 ) -> Tally:
-    """`broken`: what of the server is, on purpose."""
+    """`broken`: what of the server is, on purpose; `whole`: with the command line, and the server killed at the end."""
     with Case(seed, case, work, broken) as one:
+        if whole:
+            one.command_step()
         for at in range(0, len(pairs), COUNTERS):
             one.round(pairs[at : at + COUNTERS])
-        if kills:
+        if whole:
             one.kill_round()
         one.heal()
     return one.tally
@@ -86,7 +88,7 @@ def lacks(tally: Tally) -> list[str]:
 def _control(broken: Broken) -> Callable[[int, Path], Tally]:
     def prove_broken(seed: int, work: Path) -> Tally:
         with broken.till():
-            return run(seed, 0, work, broken.pairs, broken.server, kills=False)
+            return run(seed, 0, work, broken.pairs, broken.server, whole=False)
 
     return prove_broken
 

@@ -130,7 +130,7 @@ class Clean:
         self._threads = set(threading.enumerate())
         self._files = open_files()
         self._warned = warnings.catch_warnings(record=True)
-        self._warnings = self._warned.__enter__() or []
+        self._warnings = self._warned.__enter__()
         warnings.simplefilter("always")
         self._hooks = sys.unraisablehook, threading.excepthook
         sys.unraisablehook = self._note
@@ -149,8 +149,8 @@ class Clean:
             left = self._left()
         sys.unraisablehook, threading.excepthook = self._hooks
         logging.getLogger("asyncio").removeHandler(self._log)
-        self._warned.__exit__()
-        said = [f"{one.category.__name__}: {one.message}" for one in self._warnings]
+        self._warned.__exit__(None, None, None)
+        said = [f"{one.category.__name__}: {one.message}" for one in self._warnings or ()]
         for sentence in [*left, *self._unraisable, *said, *self._log.said]:
             self._case.fail(f"not clean: {sentence[:400]}")
 

@@ -66,7 +66,7 @@ def _used_again() -> AbstractContextManager[None]:
     """A till that sends its next request over the connection that brought the last answer."""
     import httpx2
 
-    return _with(limits=httpx2.Limits())()
+    return _with(limits=httpx2.Limits(keepalive_expiry=600))()
 
 
 def _all(call: str, *names: str) -> list[tuple[str, str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing.util
 import random
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, TimeoutError
 from contextlib import ExitStack
@@ -59,6 +61,7 @@ class Case:
         self.chance = random.Random(f"wire {seed} {case}")
         self._broken = broken
         self._made = 0
+        self._counting = threading.Lock()
         self._fresh: list[tuple[Counter, Path, str]] = []  # tills whose enrolment met a fault
         self._ends = ExitStack()
 
@@ -100,6 +103,15 @@ class Case:
     def __exit__(self, *_: object) -> None:
         self._ends.close()
 
+    def see(self, kind: str, count: int = 1) -> None:
+        with self._counting:
+            self.tally.see(kind, count)
+
+    def met(self, fault: Fault) -> None:
+        with self._counting:
+            self.tally.units += 1
+            self.tally.fault(fault.name)
+
     def fail(self, sentence: str) -> None:
         self.tally.fail(self.case, sentence)
 
@@ -107,13 +119,10 @@ class Case:
 
     def round(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Each till meets a fault, all at once; then each redeems online and syncs as if nothing had been."""
-        first = self._made == 0
         steps = [
             self.pool.submit(self._step, counter, call, FAULTS[name], self.chance.random())
             for counter, (call, name) in zip(self.counters, pairs, strict=False)
         ]
-        if first:
-            steps.append(self.pool.submit(self._command_step, self.chance.random()))
         self._wait(steps, "a step")
         self._made += 1
         self.clock.run(hours=2)
@@ -121,7 +130,7 @@ class Case:
         plain = [self.pool.submit(self._plain, counter) for counter in self.counters]
         self._wait(plain, "a call on a whole wire")
         self._enrol_the_rest()
-        self.tally.see("requests that arrived late", self.relay.do(self.relay.deliver_late()))
+        self.see("requests that arrived late", self.relay.do(self.relay.deliver_late()))
         self.clock.run(hours=2)
 
     def _wait(self, futures: list[Future[None]], what: str) -> None:
@@ -137,7 +146,7 @@ class Case:
         chance, counter.last = random.Random(draw), f"{fault.name}, {call}"
         for _ in range(chance.randint(1, 3)):
             counter.sell(chance.choice(OFFLINE))
-        self.tally.see("voids", counter.void_one(chance))
+        self.see("voids", counter.void_one(chance))
         if call in ("manifest", "blob"):
             self._publish(f"{counter.name}-{self._made}")
         armed = Armed(fault, call, chance)
@@ -152,12 +161,9 @@ class Case:
             if future.done():
                 self.fail(f"{fault.name}, {call}: it was over before anything was answered")
             if fault.left:
-                counter.leave()
-                if call == "online" and counter.loop is not None:
-                    future.cancel()
-                    self.tally.see("calls left in the midst")
+                self.see("calls left in the midst", counter.leave(future if call == "online" else None))
             else:
-                self.tally.see("sales during a call that was held")
+                self.see("sales during a call that was held")
         if fault.held:
             self.relay.do(counter.wire.let_go())
         self._end_call(counter, call, fault, future, sale)
@@ -166,9 +172,8 @@ class Case:
         if not met:
             self.fail(f"{fault.name} was not met by {call} of {counter.name}")
             return
-        self.tally.units += 1
-        self.tally.fault(fault.name)
-        self.tally.see(f"at {call}")
+        self.met(fault)
+        self.see(f"at {call}")
 
     def _begin_call(
         self, counter: Counter, call: str, fault: Fault, chance: random.Random
@@ -196,9 +201,9 @@ class Case:
             wrong = judged(error)
             if wrong or fault.fine:
                 self.fail(f"{what}: {wrong or f'it failed, and need not: {error}'}")
-            self.tally.see(f"ended by {type(error).__name__}")
+            self.see(f"ended by {type(error).__name__}")
             return
-        self.tally.see("ended well" if not isinstance(result, Receipt) or result.online else "ended offline")
+        self.see("ended well" if not isinstance(result, Receipt) or result.online else "ended offline")
         if sale is not None:
             sale.told.append(result)
         if call in ENROLS:
@@ -224,7 +229,7 @@ class Case:
         else:
             self.loop.do(till.close())
         self._fresh = [one for one in self._fresh if one[0] is not counter]
-        self.tally.see("tills enrolled")
+        self.see("tills enrolled")
 
     def _enrol_the_rest(self) -> None:
         """The same token again, on a whole wire."""
@@ -258,9 +263,9 @@ class Case:
 
     # ---- the command line
 
-    def _command_step(self, draw: float) -> None:
+    def command_step(self) -> None:
         """One fault, and what a user reads: an exit code and one sentence."""
-        chance, command = random.Random(draw), self.command
+        chance, command = self.chance, self.command
         call = chance.choice(["sync", "online"])
         fault = chance.choice([one for one in FAULTS.values() if call in one.calls and not (one.slow or one.held)])
         command.point()
@@ -290,9 +295,8 @@ class Case:
             wrong = sentence_wrong(said, code) if said.startswith("tallystick: ") else run.stderr[:300]
             if wrong:
                 self.fail(f"{what}: {wrong}")
-        self.tally.units += 1
-        self.tally.fault(fault.name)
-        self.tally.see(f"exit code {run.returncode}")
+        self.met(fault)
+        self.see(f"exit code {run.returncode}")
 
     # ---- the server dies
 
@@ -317,12 +321,10 @@ class Case:
 async def _killed(x: Exchange) -> None:
     await x.request()
     when = x.chance.choice(["before", "within", "after"])
-    try:
+    with contextlib.suppress(OSError, EOFError):  # where another till's fault was quicker
         if when == "after":
             await x.forward()
         elif when == "within":
             await x.forward_and_kill(x.chance.uniform(0, 0.02))
-        await x.wire.relay.kill()
-    except (OSError, EOFError):
-        pass  # another till's fault was quicker
+    await x.wire.relay.kill()
     x.reset()

@@ -240,9 +240,9 @@ async def held(x: Exchange) -> None:
 
 @fault("left in the midst", calls=("sync", "online", "manifest", "blob"), held=True, left=True)
 async def left(x: Exchange) -> None:
-    reply = await x.forward()
-    await x.write(cut(x, reply.raw))
-    await x.half_close()
+    await x.write(cut(x, (await x.forward()).raw))
+    await x.hold()
+    x.reset()
 
 
 @fault("too late", slow=True)

@@ -201,9 +201,10 @@ class Wire:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def is_slow_at(self, call: str) -> bool:
+    def meant_for(self, call: str) -> Fault | None:
+        """The fault that waits for a request of this kind."""
         armed = self.armed
-        return armed is not None and armed.fault.slow and armed.call == call
+        return armed.fault if armed is not None and armed.call == call else None
 
     async def listen(self) -> None:
         listening = socket.socket()

@@ -169,8 +169,12 @@ class Counter:
             return self.loop.begin(self._sync_until_left())
         return self.begin("sync")
 
-    def leave(self) -> None:
+    def leave(self, asked: Future[Any] | None = None) -> bool:
+        """Whoever called does not wait any more. Whether that can be: not of a synchronous till that was called."""
         self._leave.set()
+        if asked is not None:
+            return self.loop is not None and asked.cancel()
+        return self.loop is not None or self.background
 
     def _sync_in_background(self) -> Any:
         heard: queue.Queue[Any] = queue.Queue()
@@ -234,7 +238,7 @@ def sentence_wrong(sentence: str, code: str) -> str:
 
 @contextmanager
 def short_deadlines(wires: dict[str, Wire]) -> Iterator[None]:
-    """Deadlines of parts of a second, for the requests that a slow fault is aimed at; no others.
+    """Deadlines of parts of a second, for the requests that a slow fault is aimed at.
 
     And background syncing looks for its turn often, without a random pause: a case's clock stands still.
     """
@@ -242,8 +246,11 @@ def short_deadlines(wires: dict[str, Wire]) -> Iterator[None]:
 
     def shortened(send: Send, url: str) -> Send:
         call = kind_of(f"{send.method} {send.path} ".encode())
-        if any(wire.url == url and wire.is_slow_at(call) for wire in list(wires.values())):
+        fault = next((wire.meant_for(call) for wire in list(wires.values()) if wire.url == url), None)
+        if fault is not None and fault.slow:
             return msgspec.structs.replace(send, timeout_s=STEP_S, within_s=WHOLE_S)
+        if fault is not None and fault.held:  # until a sale is made, however busy this machine is
+            return msgspec.structs.replace(send, timeout_s=WATCHDOG_S, within_s=WATCHDOG_S)
         return send
 
     def plain(self: line.Line, send: Send) -> Any:

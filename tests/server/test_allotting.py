@@ -23,6 +23,7 @@ class Held(NamedTuple):
     minor: int | None = None
     known_minor: int = 0
     recalled_at: object = None
+    elsewhere: bool = False
 
 
 def candidate(
@@ -218,3 +219,10 @@ def test_two_that_hold_their_share_keep_it() -> None:
     assert allotting(sold("me a b"), [Held("l", "a", 4), Held("m", "b", 4)]).recallable(candidate(0)) is None
     assert allotting(sold("me a b"), [Held("l", "a", 6), Held("m", "b", 3)]).recallable(candidate(0)) == "l"
     assert allotting(sold("me a b"), [Held("l", "a", 5), Held("m", "b", 3)]).recallable(candidate(0)) is None
+
+
+def test_a_holder_in_another_scope_is_left_alone() -> None:
+    """However likely this device is to sell: what the other gives back, its own scope gives it again."""
+    likely = sold("me a b", me=50)
+    assert allotting(likely, [Held("1", "a", elsewhere=True)]).recallable(candidate(0)) is None
+    assert allotting(likely, [Held("1", "a", elsewhere=True), Held("2", "b")]).recallable(candidate(0)) == "2"

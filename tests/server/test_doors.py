@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.server.conftest import Shop
 
 OPEN = {"/v1/roots/{version}", "/v1/blobs/{sha256}", "/health/live"}
+SIGNED = {"/v1/devices", "/v1/devices/again", "/v1/sync"}
 VALUES = {"version": "1", "lease_id": NONE, "sha256": digest("x"), "scope_name": "main", "flag_id": "1"}
 
 
@@ -86,10 +87,40 @@ def test_every_post_documents_its_body(shop: Shop) -> None:
     assert "percent" in schemas["Shipping"]["properties"]
 
 
+def test_every_answer_and_refusal_is_documented(shop: Shop) -> None:
+    """Each operation has one answer with a body, its refusals as problem details, and says which key it asks for."""
+    document = httpx2.get(f"{shop.url}/schema/openapi.json").json()
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            answers = operation["responses"]
+            good = [one for status, one in answers.items() if status.startswith("2")]
+            assert [bool(one["content"]) for one in good] == [True], path
+            assert "503" in answers, path
+            assert bool(operation.get("security")) == (path not in OPEN | SIGNED), path
+            assert ("401" in answers) == (path not in OPEN), (method, path)
+            for status, one in answers.items():
+                assert "X-Request-Id" in one["headers"], path
+                if status >= "400":
+                    assert [*one["content"]] == ["application/problem+json"], path
+    assert {*document["components"]["securitySchemes"]} == {"operator", "device"}
+    assert document["components"]["schemas"]["VoucherPage"]["required"] == ["vouchers", "next"]
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "DELETE"])
+def test_an_address_says_all_it_takes(shop: Shop, method: str) -> None:
+    """`Allow` names the methods of every route at an address (the API row, seed 1)."""
+    response = httpx2.request(method, f"{shop.url}/v1/campaigns", headers=shop.headers)
+    assert {*response.headers["allow"].split(", ")} == {"GET", "OPTIONS", "POST"}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
         ("GET", "/nowhere", None, 404, "NOT_FOUND"),
+        ("GET", "/schema/nowhere", None, 404, "NOT_FOUND"),  # the API row, seed 1, case 3
+        ("GET", "/v1/flagged?state=nonsense", None, 400, "BAD_REQUEST"),
+        ("GET", "/v1/flagged?cursor=-1", None, 400, "BAD_REQUEST"),
+        ("GET", "/v1/vouchers?cursor=a%0A", None, 400, "BAD_REQUEST"),
         ("DELETE", "/v1/vouchers", None, 405, "METHOD_NOT_ALLOWED"),
         ("GET", f"/v1/vouchers/{NONE}", None, 404, "NOT_FOUND"),
         ("GET", "/v1/vouchers?limit=0", None, 400, "BAD_REQUEST"),
@@ -105,6 +136,9 @@ def test_every_post_documents_its_body(shop: Shop) -> None:
         ("POST", "/v1/scopes", '{"name":"main"}', 409, "EXISTS"),
         ("POST", "/v1/tokens", '{"store_id":"s","scope":"none"}', 404, "NOT_FOUND"),
         ("POST", "/v1/tokens", '{"store_id":"s","ttl_s":1}', 422, "INVALID_FIELD"),
+        ("POST", "/v1/tokens", '{"store_id":"s\\u0080"}', 422, "INVALID_FIELD"),  # the API row, seed 1, case 0
+        ("POST", "/v1/campaigns", '{"id":"a\\u0000"}', 422, "INVALID_FIELD"),
+        ("POST", "/v1/campaigns", '{"id":"a","name":"\\u0000"}', 422, "INVALID_FIELD"),
     ],
 )
 def test_every_refusal_is_problem_details(
