@@ -255,16 +255,20 @@ def test_whatever_is_answered_is_a_sentence_with_a_code(till: Till, shop: Shop, 
     till.sync()
 
 
-def test_what_a_portal_sets_is_not_sent_to_the_server(till: Till, shop: Shop) -> None:
+def test_what_a_portal_sets_is_not_sent_to_the_server(till: Till, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """No cookies, which would fill the head of every request until the server refuses it, and no ETag that is none."""
-    heads = []
+    heads: list[dict[str, str]] = []
+
+    def noting(method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
+        heads.append(headers)
+        return real(method, path, headers, body)
 
     def manifest(path: str, answer: Any) -> Reply:
         status, headers, body = answer()
         return status, {**headers, "etag": '"\xff"'}, body
 
     real = shop.server.answer
-    shop.server.answer = lambda *asked: heads.append(asked[2]) or real(*asked)  # type: ignore[method-assign]
+    monkeypatch.setattr(shop.server, "answer", noting)
     shop.server.script = [lambda *_: (200, {"set-cookie": "a=b; path=/"}, b"<html>")]
     with pytest.raises(Untrusted):
         till.sync()

@@ -12,7 +12,7 @@ from tests.proof import till_day
 def early_receipt() -> None:
     """The cashier is told before it is on the disk: every commit waits for the next."""
     original = till_day.attempt
-    waiting = []
+    waiting: list[till_day.Step] = []
 
     def attempt(day: till_day.Day, step: till_day.Step) -> till_day.Said:
         for one in waiting:
@@ -37,7 +37,7 @@ def lease_apart() -> None:
         writing.run("BEGIN IMMEDIATE")
         return lease
 
-    terminal._use_allowance = use
+    terminal._use_allowance = use  # type: ignore[assignment]
 
 
 def written_in_place() -> None:
@@ -52,17 +52,17 @@ def written_in_place() -> None:
         path.chmod(0o600)
 
     directory.write_whole = write
-    exporting.write_whole = write
+    exporting.write_whole = write  # type: ignore[attr-defined]
 
 
 def forgets_ids() -> None:
     """A sale that is asked for again is made again, under an id of its own."""
-    terminal.earlier_receipt = lambda *_: None
+    terminal.earlier_receipt = lambda *_: None  # type: ignore[attr-defined]
     original = terminal.Terminal._redeem
 
     def redeem(self: terminal.Terminal, writing: object, bundle: object, *given: object) -> object:
         *rest, redemption_id = given
         known = writing.run("SELECT 1 FROM events WHERE id = ?", (redemption_id,)).fetchone()  # type: ignore[attr-defined]
-        return original(self, writing, bundle, *rest, None if known else redemption_id)  # type: ignore[arg-type]
+        return original(self, writing, bundle, *rest, None if known else redemption_id)  # type: ignore[arg-type, call-arg]
 
     terminal.Terminal._redeem = redeem  # type: ignore[assignment, method-assign]

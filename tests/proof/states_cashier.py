@@ -17,7 +17,7 @@ from tests.proof.states_till import Attempt, Told
 
 Done = tuple[str, str, Sale]
 """A redemption that was asked for: till, id, sale."""
-SYNC, ONLINE, OPERATOR, FILES, REOPEN = 18, 10, 5, 24, 6
+SYNC, ONLINE, OPERATOR, FILES, REOPEN = 12, 10, 5, 24, 6
 """What steps cost, in steps of a till alone: the server is paid for with these, so that a run has time for both."""
 CODES = ("OPEN", "ALONG", "UNITS", "MONEY", "BOTH", "ALONE", "SOFT", "WIRED", "ONCE", "CARD", "NEW1", "NEW2")
 LIMITED = ("UNITS", "MONEY", "BOTH", "ALONE", "WIRED", "CARD")
@@ -48,7 +48,7 @@ class Tills(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pair.again()
-        self.credit = 2 * SYNC
+        self.credit = 3 * SYNC
         self.made = 0
 
     def step(self, kind: str, cost: int = 0) -> None:
@@ -66,8 +66,9 @@ class Tills(RuleBasedStateMachine):
         till = pair.world.till(name)
         code, receipt = pair.call(lambda: till.redeem(sale.order(), list(sale.codes), id=redemption_id))
         pair.compare("redeem", code, receipt, told)
-        if told.redeemed and drawer.events and not drawer.events[-1].id:
-            drawer.events[-1].id = receipt.id
+        last = drawer.events[-1] if drawer.events else None
+        if told.redeemed and last is not None and last.kind == "redeem" and not last.id:
+            last.id = receipt.id
         compare_till(pair, name)
         return (name, receipt.id, sale) if told.redeemed else multiple()
 

@@ -120,7 +120,7 @@ class Zygote:
         vain = {name: self._when[name] - number for name, number in at.items()}
         order = {"life": msgspec.to_builtins(life), "vain": vain, "quiet": self._quiet}
         self._socket.sendall(json.dumps(order).encode() + b"\n")
-        said = []
+        said: list[Said] = []
         for line in self._lines:
             heard = json.loads(line)
             if "died" in heard:
@@ -174,8 +174,8 @@ def recorded(command: Sequence[str], log: Path, **given: Any) -> subprocess.Pope
     """Starts a command under strace; `log.PID` of each of its threads has all that it wrote, in full and in hex."""
     traced = [
         "strace", "--follow-forks", "--output-separately", "--seccomp-bpf", "--decode-fds=path",
-        "--absolute-timestamps=us", "--strings-in-hex=all", "--string-limit=1048576", "--quiet=all", f"--trace={','.join(RECORDED)}",
-        f"--output={log}", *command,
+        "--absolute-timestamps=us", "--strings-in-hex=all", "--string-limit=1048576", "--quiet=all",
+        f"--trace={','.join(RECORDED)}", f"--output={log}", *command,
     ]  # fmt: skip
     return subprocess.Popen(traced, **given)
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from benchmarks.audit import _pools
 from tests.client.fake_clock import START
 from tests.proof.rows import ROWS
 from tests.proof.runner import controls, short
@@ -87,3 +88,19 @@ def test_the_model_keeps_time() -> None:
 def test_the_row_is_sized_for_a_push() -> None:
     """20,000 steps, as the issue asks for."""
     assert (ROWS["states"].full, ROWS["states"].short) == (500_000, 20_000)
+
+
+def test_the_auditor_knows_leases_older_than_a_limit() -> None:
+    """What was used of such a lease is in `uncovered`, and is not counted twice (states, seed 1, case 2023)."""
+    pool = {
+        "voucher_id": "v",
+        "measure": "minor",
+        "limit": 500,
+        "free": 200,
+        "online": 0,
+        "uncovered": 300,
+        "voided": 0,
+    }
+    lease = {"voucher_id": "v", "units": 3, "minor": None, "known_units": 1, "known_minor": 300, "state": "closed"}
+    assert _pools([pool], [lease]) == []
+    assert _pools([pool | {"uncovered": 0}], [lease]) != []

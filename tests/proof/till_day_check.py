@@ -43,7 +43,7 @@ class Journal(NamedTuple):
     @property
     def whole(self) -> bool:
         """Nothing of it was purged."""
-        return self.state["base_seq"] == 0
+        return bool(self.state["base_seq"] == 0)
 
     @property
     def redemptions(self) -> dict[str, int]:
