@@ -50,6 +50,8 @@ RULES_BETWEEN_FIELDS = {
     "POST /v1/sync": "the chain over the events",
 }
 """Operations that refuse, with 422, what no JSON schema can keep out."""
+REFUSALS = ["400", "401", "403", "404", "405", "409", "413", "422", "503"]
+"""What is against the document is refused with one of these."""
 NEVER_REFUSED = {
     "GET /health/live": "it takes nothing",
 }
@@ -137,7 +139,7 @@ def _ask(witness: Witness, caller: Caller, seed: int, case: int, tally: Tally) -
     schema = schemathesis.openapi.from_dict(msgspec.json.decode(document()), config=_config(caller, seed, case))
     schema.app, schema.location = witness, "/schema/openapi.json"
     witness.signer = Signer(filled(), chance, witness.spoiled, signs_all=caller.name == DEVICE.name)
-    before, told = witness.requests, set[tuple[str, str]]()
+    before, told = witness.requests, set[tuple[str, str | None]]()
     for event in from_schema(schema).execute():
         if isinstance(event, events.NonFatalError | events.FatalError):
             tally.fail(case, f"{caller.name}: schemathesis could not go on: {event}")
@@ -173,6 +175,11 @@ def _config(caller: Caller, seed: int, case: int) -> SchemathesisConfig:
         "seed": seed * 1_000_003 + case,
         "headers": headers,
         "continue-on-failure": True,
+        "checks": {
+            "negative_data_rejection": {"expected-statuses": REFUSALS},
+            # the witness looks at what else is 5xx: only a server that recovers may say so
+            "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", "503"]},
+        },
         "generation": {"max-examples": caller.examples, "no-shrink": True, "database": "none"},
         "phases": {
             "examples": {"enabled": False},

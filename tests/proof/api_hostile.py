@@ -93,7 +93,7 @@ async def _one(witness: Witness, scope: dict[str, Any], body: bytes) -> None:
 def _drawn(app: Litestar, shop: Filled, chance: random.Random) -> tuple[str, dict[str, Any], bytes]:
     """A request to an address of the server, with one thing in it that is odd, and mostly with the operator's key."""
     route = chance.choice([one for one in app.routes if isinstance(one, HTTPRoute)])
-    method = chance.choice(sorted(route.methods - {"OPTIONS"}))
+    method: str = chance.choice(sorted(str(one) for one in route.methods - {"OPTIONS"}))
     parts = {name: str(chance.choice(values)) for name, values in shop.known.items()}
     kind, query, body, headers = chance.choice(KINDS), "", b"", list[tuple[bytes, bytes]]()
     if kind == "body":

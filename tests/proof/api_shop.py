@@ -19,7 +19,6 @@ from tests.server.fake_clock import FakeClock
 from tests.server.tiny_device import TinyDevice
 
 STRONG = "K7QX-2M9T-WD4R-8HZC-5VNB"
-LIMITED, FREE = ("tea", "jam", "one"), ("open", "half")
 TOKENS = 24
 
 
@@ -83,10 +82,12 @@ def database_of(data: Path) -> Path:
 
 @cache
 def filled() -> Filled:
-    """Made once a process. The folder goes with the process."""
+    """Made once a process."""
     logging.getLogger("tallystick_server").setLevel(logging.CRITICAL)
-    work = Path(tempfile.mkdtemp(dir=base if (base := Path("/dev/shm")).is_dir() else None, prefix="tallystick-api-"))
-    _FOLDERS.append(tempfile.TemporaryDirectory(dir=work))
+    base = Path("/dev/shm")
+    folder = tempfile.TemporaryDirectory(dir=base if base.is_dir() else None, prefix="tallystick-api-")
+    _FOLDERS.append(folder)
+    work = Path(folder.name)
     clock = FakeClock()
     settings = Settings(data=work / "server", default_currency="USD")
     shop = Shop(settings, clock, asyncio.run(initialise(settings, now=clock())))
@@ -106,4 +107,5 @@ def filled() -> Filled:
     return Filled(settings.data, shop.operator_key, [*devices, web], tokens, _known(settings.data))
 
 
-_FOLDERS: list[Any] = []
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+"""Removed with the process."""

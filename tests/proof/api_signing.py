@@ -40,7 +40,7 @@ class Signer:
         self.fresh = [SigningKey.generate() for _ in range(3)]
         self.key, self.packed, self.spoils = self.fresh[0], b"", False
 
-    def help(self, case: schemathesis.Case) -> None:
+    def help(self, case: schemathesis.Case[Any]) -> None:
         """Puts what is there into some of the requests, so that they get further than `there is no such`."""
         known, chance, path, body = self.shop.known, self.chance, case.operation.path, case.body
         for name in case.path_parameters or {}:
@@ -72,9 +72,9 @@ class Signer:
             case._has_explicit_auth = True
             device = chance.choice(self.devices)
             signed = device.authorization(unquote(case.formatted_path), case.method.upper())
-            case.headers = {**(case.headers or {}), **signed}
+            case.headers.update(signed)
 
-    def _publish(self, case: schemathesis.Case, body: dict[str, Any]) -> None:
+    def _publish(self, case: schemathesis.Case[Any], body: dict[str, Any]) -> None:
         """A voucher that is sound; where it is a new revision, one of a voucher whose limit may change."""
         code = f"c{new_id()}"
         if "voucher_id" in (case.path_parameters or {}):
@@ -162,7 +162,7 @@ def _as_written(value: Any) -> Any:
 
 
 @schemathesis.hook
-def before_call(_: schemathesis.HookContext, case: schemathesis.Case, __: dict[str, Any]) -> None:
+def before_call(_: schemathesis.HookContext, case: schemathesis.Case[Any], __: dict[str, Any]) -> None:
     signer = getattr(case.operation.app, "signer", None)
     if isinstance(signer, Signer):
         signer.help(case)

@@ -42,7 +42,7 @@ def wrong_with(answer: Answer) -> str:
         return "an answer without x-request-id"
     if answer.left and 400 <= answer.status < 500:
         return f"a request refused with {answer.status} left something behind: {', '.join(answer.left)}"
-    if answer.status >= 500 and answer.status != 503:
+    if answer.status >= 500 and not (answer.status == 503 and b'"code":"RECOVERING"' in answer.body):
         return f"a fault of the server: {answer.status}"
     if answer.status < 400 or answer.method == "HEAD":
         return ""

@@ -129,10 +129,12 @@ class Case:
         steps = plan(self.chance, count, first=self.numbers + 1, known=self.known.ids)
         self.numbers += count
         again = self.known.in_flight
-        if again is not None and again.kind in ("redeem", "online", "sync") and self.chance.random() < 0.7:
+        forgotten = again is not None and again.customer in self.known.forgotten
+        if again is not None and not forgotten and again.kind in ("redeem", "online") and self.chance.random() < 0.7:
             steps.insert(0, msgspec.structs.replace(again, number=self.next()))  # by the next process, as it was
-        if self.known.acknowledged and self.chance.random() < 0.3:
-            asked = self.chance.choice(list(self.known.acknowledged))
+        known = [] if any(one.kind == "forget" for one in steps) else self.known.still_known()
+        if known and self.chance.random() < 0.3:
+            asked = self.chance.choice(known)
             steps.append(msgspec.structs.replace(self.known.sales[asked], number=self.next()))
         return steps
 

@@ -34,7 +34,10 @@ GROUPS = {
         "engine steps discounts conditions combinations feasible basket money units validity compiled details values",
     ),
     "trust": (*_files("client", "trust blobs bundle granting"), *_files("shared", "signing bundle")),
-    "journal": (*_files("shared", "journal journal_file"), *_files("client", "journal chain schema terminal voids exchange")),
+    "journal": (
+        *_files("shared", "journal journal_file"),
+        *_files("client", "journal chain schema terminal voids exchange"),
+    ),
     "ledger": _files(
         "server", "settling posting leases allotting demand limits redemptions placing adopting ledger facts"
     ),
@@ -131,7 +134,7 @@ def _spans(tree: ast.Module) -> Iterator[tuple[int, int]]:
 def _source(file: _File, name: str, function: cst.FunctionDef) -> str:
     """A module with this function only, in a class of the same name where it belongs to one."""
     owner, _ = file.functions[name]
-    body: cst.BaseStatement = function.with_changes(leading_lines=[])
+    body: cst.BaseCompoundStatement = function.with_changes(leading_lines=[])
     if owner is not None:
         body = cst.ClassDef(name=owner.name, body=cst.IndentedBlock([body]))
     return cst.Module([cst.parse_statement("from __future__ import annotations\n"), body]).code

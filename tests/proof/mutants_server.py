@@ -214,21 +214,21 @@ def main(where: Sequence[str], traced: Sequence[str]) -> int:
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # a failure is enough, a small one no better
     hypothesis.settings.register_profile("mutants", database=None, derandomize=True, deadline=None, phases=phases)
     options = ["-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
-    options += ["--hypothesis-profile=mutants", "-W", "ignore:assertions not in test modules"]
-    return int(pytest.main([*options, *where], plugins=[Forking(questions, answers, traced)]))
+    options += ["--hypothesis-profile=mutants"]
+    with tempfile.TemporaryDirectory(prefix="tallystick-mutants-") as folder:
+        one = Path(folder) / "one.pem"  # to read all that a system trusts takes as long as half a test
+        one.write_bytes(Certified("nobody").pem)
+        os.environ["SSL_CERT_FILE"] = str(one)
+        return int(pytest.main([*options, *where], plugins=[Forking(questions, answers, traced)]))
 
 
 class Server:
-    """The process, from outside. `tests`: the names of all it has collected, in their order. Where it is not
-    `asserting`, no `assert` is compiled. `traced`: files of which the answers tell what was reached."""
+    """The process, from outside. `tests`: the names of all it has collected, in their order. `traced`: the files of
+    which its answers tell what was reached."""
 
-    def __init__(self, where: Sequence[str], *, asserting: bool = True, traced: Sequence[str] = ()) -> None:
-        command = [sys.executable, *([] if asserting else ["-O"]), "-m", "tests.proof.mutants_server"]
-        command += [" ".join(where), " ".join(traced)]
-        self._folder = tempfile.TemporaryDirectory(prefix="tallystick-mutants-")
-        one = Path(self._folder.name) / "one.pem"  # to read all that a system trusts takes as long as half a test
-        one.write_bytes(Certified("nobody").pem)
-        fixed = {"PYTHONHASHSEED": "0", "TALLYSTICK_EXAMPLES": str(EXAMPLES_MAX), "SSL_CERT_FILE": str(one)}
+    def __init__(self, where: Sequence[str], *, traced: Sequence[str] = ()) -> None:
+        command = [sys.executable, "-m", "tests.proof.mutants_server", " ".join(where), " ".join(traced)]
+        fixed = {"PYTHONHASHSEED": "0", "TALLYSTICK_EXAMPLES": str(EXAMPLES_MAX)}
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | fixed, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -238,7 +238,7 @@ class Server:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the server of the tests ended with {self._process.wait()}")
+            raise RuntimeError(f"the server of the tests ended with {self.close()}")
         return line
 
     def ask(self, question: Question) -> Answer:
@@ -247,13 +247,12 @@ class Server:
         self._process.stdin.flush()
         return msgspec.json.decode(self._line(), type=Answer)
 
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._folder.cleanup()
+    def close(self) -> int:
+        """Waits for its end; the status."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return self._process.wait()
 
 
 if __name__ == "__main__":

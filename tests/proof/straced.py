@@ -41,7 +41,7 @@ RECORDED = (*CHANGES, *OPENS, "close", "dup", "dup2", "dup3", "lseek", "mmap", "
 """What a replay needs to know."""
 _NONE = 9_999
 """A descriptor that is not open."""
-VAIN = {
+VAIN: dict[str, Callable[[], object]] = {
     "write": lambda: os.write(_NONE, b""), "pwrite64": lambda: os.pwrite(_NONE, b"", 0),
     "ftruncate": lambda: os.ftruncate(_NONE, 0), "fallocate": lambda: os.posix_fallocate(_NONE, 0, 1),
     "fsync": lambda: os.fsync(_NONE), "fdatasync": lambda: os.fdatasync(_NONE), "rename": lambda: os.rename("", ""),

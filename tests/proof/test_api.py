@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -40,7 +41,7 @@ def test_exceptions_name_operations_that_are_there() -> None:
 
 
 def answer(problem: Problem, **changed: object) -> Answer:
-    values = {
+    values: dict[str, Any] = {
         "status": problem.status,
         "headers": {"x-request-id": problem.request_id, "content-type": "application/problem+json"},
         "body": msgspec.json.encode(problem),
@@ -58,6 +59,8 @@ GOOD = Problem("urn:tallystick:problem:not-found", "Not Found", 404, "there is n
         answer(GOOD, headers={"x-request-id": "id-1", "content-type": "text/html"}),
         answer(GOOD, headers={"x-request-id": "id-2", "content-type": "application/problem+json"}),
         answer(GOOD, status=400),
+        answer(msgspec.structs.replace(GOOD, status=500)),
+        answer(msgspec.structs.replace(GOOD, status=503, code="DATABASE_BUSY")),
         answer(GOOD, body=b"Not Found"),
         answer(GOOD, left=["vouchers"]),
         answer(msgspec.structs.replace(GOOD, code="not found")),
@@ -87,4 +90,5 @@ def test_what_is_signed_for_a_device_is_good_unless_it_is_spoiled() -> None:
             if whole not in spoiled:
                 verify(whole.partition(b"\n")[0], {signer.key.kid: signer.key}, typ)
                 good += 1
-    assert 60 < good < 100 == good + len(spoiled)
+    assert 60 < good < 95
+    assert 0 < len(spoiled) <= 100 - good

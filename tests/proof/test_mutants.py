@@ -34,7 +34,7 @@ def test_a_sample_is_killed() -> None:
 
 
 def test_nothing_is_killed_where_nobody_looks() -> None:
-    """Where tests assert nothing, and where the product is not changed, too little is killed for the row to hold."""
+    """By tests that come elsewhere, or where the product is not changed, too little is killed for the row to hold."""
     for name, tally in controls("mutants").items():
         assert not tally.holds, name
 

@@ -33,14 +33,14 @@ ORDER = order(1000)
 ANNA = order(1000, customer={"id": "anna"})
 
 
-def compiled(code: str = "tea", **limits: int) -> Any:
+def compiled(code: str, **limits: int) -> Any:
     read = parse_voucher(voucher(fixed(100), code=code, limits={"total": 9} | limits), default_currency="EUR")
     return compile_voucher(read)
 
 
 def facts(*, free: dict[str, int] | None = None, policy: str = "quota", **limits: int) -> Facts:
     """One voucher, `tea`, with these pools, and nothing else."""
-    known = Facts(revisions={(TEA, REVISION): compiled(**limits)})
+    known = Facts(revisions={(TEA, REVISION): compiled("tea", **limits)})
     known.vouchers[TEA] = VoucherFacts(policy, REVISION, "active", NOON, None, None, free or {})
     return known
 

@@ -174,16 +174,15 @@ def test_minor_covers_the_largest_discount_and_no_more_than_the_units(
 
 def test_a_likelier_device_gets_a_lease_back_for_it() -> None:
     """More than twice as likely; where it asks for the voucher, likelier at all."""
-    asking = {"wants": ["tea"]}
     one = candidate(0)
     lease = [Held("l", "a", units=1)]
     assert allotting(sold("me a", me=1), lease).recallable(one) == "l"
     assert allotting(sold("me a"), lease).recallable(one) is None
-    assert allotting(sold("me a"), lease, **asking).recallable(one) is None
+    assert allotting(sold("me a"), lease, wants=["tea"]).recallable(one) is None
     even = Demand(["me", "a"], [("me", "jam", "", 1)])
     assert even.score("me", "tea", "") == 2 * even.score("a", "tea", "")
     assert allotting(even, lease).recallable(one) is None
-    assert allotting(even, lease, **asking).recallable(one) == "l"
+    assert allotting(even, lease, wants=["tea"]).recallable(one) == "l"
     assert allotting(sold("me a", me=1)).recallable(one) is None
 
 

@@ -23,7 +23,6 @@ from tests.server.accounts import (
     JAM,
     LEASE,
     MINUTE,
-    NOON,
     OTHER,
     PATIENT,
     REVISION,
@@ -41,6 +40,7 @@ from tests.server.accounts import (
     use,
     with_lease,
 )
+from tests.shared.build import NOON
 
 # what is an event at all
 
