@@ -250,7 +250,7 @@ def demand_our_journal(writing: Writing, acknowledged: Position, durable: Positi
 
 
 def _is_of_a_copy(writing: Writing, answer: SyncAnswer) -> bool:
-    """Whether it names a place of our journal by another hash: a restored server knows only the other's events there."""
+    """Whether it names a place of our journal by another hash: a restored server knows only the other's events."""
     places = [(one, position_at(writing, one.seq)) for one in (answer.acknowledged, answer.durable)]
     return any(ours is not None and ours.hash != one.hash for one, ours in places)
 

@@ -238,7 +238,7 @@ def _answer(status: int, headers: Mapping[str, str], content: dict[str, OpenAPIM
     text = Schema(type=OpenAPIType.STRING)
     sent = {
         name: OpenAPIHeader(schema=text, description=said, required=True)
-        for name, said in (headers | _REQUEST_ID).items()
+        for name, said in {**headers, **_REQUEST_ID}.items()
     }
     return OpenAPIResponse(description=HTTPStatus(status).phrase, headers={**sent}, content=content)
 

@@ -34,8 +34,8 @@ class Progress(msgspec.Struct):
 
 def code(row: Row) -> str:
     """What a result depends on: the product, and the row's own files. The first 12 digits of a SHA-256."""
-    own = [path for path in (ROOT / "tests" / "proof").rglob("*.py") if path.name.startswith(row.harness)]
-    files = [path for part in PRODUCT for path in (ROOT / part).rglob("*.py")]
+    own = [path for path in (ROOT / "tests" / "proof").iterdir() if path.name.startswith(row.harness)]
+    files = [path for part in (*PRODUCT, *row.tests) for path in (ROOT / part).rglob("*.py")]
     whole = hashlib.sha256()
     for path in sorted([*own, *files]):
         whole.update(f"{path.relative_to(ROOT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())

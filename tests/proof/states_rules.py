@@ -40,7 +40,7 @@ class Shops(Tills):
         code=st.sampled_from(CODES[:-2]),
         change=st.sampled_from((
             {"amount": 100}, {"amount": 300}, {"amount": 600}, {"total": 1}, {"total": 2}, {"total": 5}, {"total": 20},
-            {"total": None}, {"budget": 700}, {"budget": 5_000}, {"budget": None}, {"policy": "quota"},
+            {"total": None}, {"budget": 700}, {"budget": 300}, {"budget": 5_000}, {"budget": None}, {"policy": "quota"},
             {"policy": "online_only"}, {"policy": "exclusive"}, {"policy": "soft"}, {"policy": ""},
             {"status": "paused"}, {"status": "active"}, {"ends": 0}, {"ends": 3 * DAY_S}, {"ends": None},
         )),
