@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from tallystick_client import LineError, NotNow, Till, Untrusted
+from tallystick_client import LineError, NotNow, StorageError, Till, Untrusted
+from tallystick_client.directory import CONFIG_NAME
 from tallystick_shared.errors import CallerError
 from tallystick_shared.signing import SigningKey
 from tallystick_shared.wire import DeviceState, EnrolmentToken
@@ -32,6 +34,27 @@ def test_a_token_is_good_for_one_till(shop: Shop) -> None:
     with pytest.raises(CallerError, match="used by another device") as caught:
         Till.enroll(shop.work / "two", shop.server.url, token, clock=shop.clock)
     assert caught.value.code == "TOKEN_USED"
+
+
+def test_a_till_whose_journal_is_not_whole_is_not_enrolled(shop: Shop) -> None:
+    """However little of it the disk takes, it is said, and the same token works once the disk is well. SQLite does not
+    say that it failed to bring the log into the file when it was closed (disk row, seed 1, case 10)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder, token, failed = shop.work / "x", shop.server.token(), 0
+    for largest in range(10_000, 1_000_000, 10_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+        try:
+            Till.enroll(folder, shop.server.url, token, clock=shop.clock).close()
+        except StorageError:
+            failed += 1
+            assert not (folder / CONFIG_NAME).exists()
+            continue
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        break
+    assert failed > 5
+    with Till.open(folder, clock=shop.clock) as till:
+        assert till.sync().acknowledged == 0
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def _summary(tally: Tally) -> str:
     if tally.converged < tally.tills:
         said.append(f"{tally.tills - tally.converged} of {tally.tills} tills not converged")
     if tally.failures:
-        said.append(tally.failures[0].what)
+        said.append(tally.failures[0].what.splitlines()[0])  # the steps to it are for who repeats it
     return "; ".join(said)
 
 
