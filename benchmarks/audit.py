@@ -10,7 +10,8 @@ the journal or the engine: raw SQL, `json` and `hashlib`, so that a mistake ther
   `limits.budget_minor`, summed over all vouchers. Counted from journals and server together, so that what a till
   has not sent yet counts too.
 - `mismatched`: uses of a voucher whose amount on the till, as stored on the server, and as settled by the server's own
-  engine are not all the same.
+  engine are not all the same. No figure of the server is right only where the redemption names a revision that a
+  restore has forgotten, which the server cannot learn again from anybody.
 - `broken`: sentences about anything else that must hold and does not: hash chains on both sides, and the equation I1
   of the protocol recomputed from the leases.
 """
@@ -21,7 +22,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ async def _read_server(url: str) -> dict[str, list[dict[str, Any]]]:
     queries = {
         "events": "SELECT device_id, branch, seq, envelope, hash FROM events ORDER BY device_id, branch, seq",
         "redemptions": "SELECT issuer, redemption_id FROM redemptions",
-        "uses": "SELECT issuer, redemption_id, voucher_id, units, minor, settled_minor FROM redemption_uses",
+        "uses": "SELECT issuer, redemption_id, voucher_id, units, minor, settled_minor, revision_sha256"
+        " FROM redemption_uses",
         "pools": 'SELECT voucher_id, measure, "limit", free, online, uncovered, voided FROM pools',
         "leases": "SELECT voucher_id, units, minor, known_units, known_minor, state FROM leases",
         "vouchers": "SELECT v.id, v.code, r.json FROM vouchers v JOIN voucher_revisions r"
@@ -104,8 +106,11 @@ async def _read_server(url: str) -> dict[str, list[dict[str, Any]]]:
         await engine.dispose()
 
 
-async def audit(database_url: str, tills: Sequence[Path]) -> Report:
-    """Compares the journals under `tills` with the database at `database_url` (an async SQLAlchemy URL)."""
+async def audit(database_url: str, tills: Sequence[Path], forgotten: Collection[tuple[str, str]] = ()) -> Report:
+    """Compares the journals under `tills` with the database at `database_url` (an async SQLAlchemy URL).
+
+    `forgotten`: voucher ids and digests of the revisions that a restore of the server has lost.
+    """
     server = await _read_server(database_url)
     journals = [read_journal(till) for till in tills]
     broken = _chains(journals, server["events"]) + _pools(server["pools"], server["leases"])
@@ -127,7 +132,7 @@ async def audit(database_url: str, tills: Sequence[Path]) -> Report:
         lost=_lost(journals, server["events"]),
         doubled=sum(n - 1 for n in effects.values()),
         over_limit=_over_limit(server["vouchers"], taken, voids),
-        mismatched=_mismatched(on_tills, settled),
+        mismatched=_mismatched(on_tills, server["uses"], forgotten),
         flagged={row["reason"]: row["n"] for row in server["flags"]},
         limits=_limits(server["vouchers"], server["leases"], taken, voids),
         leases=dict(Counter(str(row["state"]) for row in server["leases"])),
@@ -156,10 +161,20 @@ def _lost(journals: Sequence[_Journal], events: Sequence[Mapping[str, Any]]) -> 
     )
 
 
-def _mismatched(on_tills: Mapping[Key, int], settled: Mapping[Key, Mapping[str, Any]]) -> int:
-    return sum(
-        not (row["minor"] == on_tills.get(key, row["minor"]) == row["settled_minor"]) for key, row in settled.items()
-    )
+def _mismatched(
+    on_tills: Mapping[Key, int], uses: Sequence[Mapping[str, Any]], forgotten: Collection[tuple[str, str]]
+) -> int:
+    no_figure = {
+        (row["issuer"], row["redemption_id"])
+        for row in uses
+        if (row["voucher_id"], row["revision_sha256"]) in forgotten
+    }
+    count = 0
+    for row in uses:
+        on_till = on_tills.get((row["redemption_id"], row["voucher_id"]), row["minor"])
+        without = row["settled_minor"] is None and (row["issuer"], row["redemption_id"]) in no_figure
+        count += row["minor"] != on_till or (row["settled_minor"] != on_till and not without)
+    return count
 
 
 def _uses(taken: Mapping[Key, int], voids: Mapping[Key, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -209,12 +209,18 @@ def void(
         typer.Option("--return", metavar="LINE=UNITS", help="Take back only these units of a line; may be repeated."),
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept in the journal.")] = "",
+    void_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id", metavar="UUID", help="The void's own id: with the same one again nothing comes back twice."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Void a redemption of this till, or take back some of its units."""
     units = [_returned(text) for text in returned or ()]
     with Till.open(context.obj) as till:
-        receipt = till.void(redemption_id, returned=units, reason=reason)
+        receipt = till.void(redemption_id, returned=units, reason=reason, id=void_id)
     if as_json:
         write(msgspec.json.encode(receipt))
     else:

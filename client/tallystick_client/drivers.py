@@ -115,9 +115,14 @@ class Till:
         machine = self._keeper.online_machine(order, codes, id)
         return cast(Receipt, run(machine, Woken(), self._keeper, self._line))
 
-    def void(self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
-        """Voids a redemption of this till, or takes back the `returned` units of it. See `voids.void`."""
-        return void(self._keeper.terminal, redemption_id, returned, reason)
+    def void(
+        self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "", id: str | None = None
+    ) -> VoidReceipt:
+        """Voids a redemption of this till, or takes back the `returned` units of it. See `voids.void`.
+
+        `id`: a UUID of the caller's own, so that asking again after a crash gives nothing back twice.
+        """
+        return void(self._keeper.terminal, redemption_id, returned, reason, void_id=id)
 
     def status(self) -> Status:
         return status(self._keeper.config, self._keeper.terminal)
@@ -245,8 +250,10 @@ class AsyncTill:
         machine = await in_worker(self._keeper.online_machine, order, codes, id)
         return cast(Receipt, await run_async(machine, Woken(), self._keeper, self._line, in_worker))
 
-    async def void(self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
-        return await in_worker(void, self._keeper.terminal, redemption_id, returned, reason)
+    async def void(
+        self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "", id: str | None = None
+    ) -> VoidReceipt:
+        return await in_worker(void, self._keeper.terminal, redemption_id, returned, reason, void_id=id)
 
     async def status(self) -> Status:
         return await in_worker(status, self._keeper.config, self._keeper.terminal)

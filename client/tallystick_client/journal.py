@@ -228,7 +228,9 @@ class Journal:
                 connection.execute("INSERT INTO enrolment VALUES (1, ?, ?)", (request, answer))
             connection.execute("COMMIT")
             # the log does not go with the file when it is renamed, and a close that fails to empty it does not say so
-            pass
+            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if busy:
+                raise StorageError(f"another process has opened {making}: enrol again", code="BUSY")
         except sqlite3.Error as error:
             raise schema.explained(error, path) from error
         finally:
@@ -303,7 +305,7 @@ class Journal:
                 raise  # what was not written is not there, but what was not synced may be
             raise StorageError(
                 "the disk failed while this was being written, so that it may be kept or not: ask again, and for a "
-                f"redemption with the same id ({error})",
+                f"redemption or a void with the same id ({error})",
                 code="UNCERTAIN",
             ) from error
 

@@ -218,9 +218,9 @@ def as_codes(codes: Sequence[str]) -> list[str]:
     return list(codes)
 
 
-def as_id(text: str) -> str:
+def as_id(text: str, path: str = "id") -> str:
     if not isinstance(text, str) or not _UUID.fullmatch(text):
-        raise InvalidInput("id", "must be a UUID in lower case, as in 01920000-0000-7000-8000-000000000000")
+        raise InvalidInput(path, "must be a UUID in lower case, as in 01920000-0000-7000-8000-000000000000")
     return text
 
 

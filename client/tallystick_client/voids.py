@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tallystick_client.attempts import close_attempt
+from tallystick_client.attempts import close_attempt, earlier_void
 from tallystick_client.errors import CallerError, InvalidInput
 from tallystick_client.journal import Writing, new_id
 from tallystick_client.reports import VoidReceipt
@@ -33,22 +33,37 @@ class _Redemption(msgspec.Struct, frozen=True):
     uses: list[Use]
 
 
-def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = (), reason: str = "") -> VoidReceipt:
+def void(
+    terminal: Terminal,
+    redemption_id: str,
+    returned: Sequence[Returned] = (),
+    reason: str = "",
+    *,
+    void_id: str | None = None,
+) -> VoidReceipt:
     """Voids a redemption of this till, or takes back some units of it; returns once it is committed. Steps:
 
-    1. it must not be voided yet
-    2. the redemption, as it was frozen; no more units come back than were sold
-    3. what the customer gets back, and what each voucher gets back
-    4. the event, and what this till remembers of it
+    1. the same id with the same redemption and units again: the receipt it had; with others: `IDENTIFIER_REUSED`
+    2. it must not be voided yet
+    3. the redemption, as it was frozen; no more units come back than were sold
+    4. what the customer gets back, and what each voucher gets back
+    5. the event, and what this till remembers of it
 
-    Raises `CallerError` (`UNKNOWN_REDEMPTION`, `ALREADY_VOIDED`, `ERASED`), `InvalidInput`, `StorageError`.
+    `reason` is no part of what is asked for. Raises `CallerError` (`UNKNOWN_REDEMPTION`, `ALREADY_VOIDED`,
+    `IDENTIFIER_REUSED`, `ERASED`), `InvalidInput`, `StorageError`; then nothing was given back, but where that is
+    `UNCERTAIN`: then asking again with the same id tells.
     """
-    as_id(redemption_id)
+    as_id(redemption_id, "redemption_id")
     with terminal.journal.write() as writing:
         # 1
+        if void_id is not None:
+            earlier = earlier_void(writing, as_id(void_id), redemption_id, _by_line(returned))
+            if earlier is not None:
+                return earlier
+        # 2
         if writing.run("SELECT 1 FROM voids WHERE redemption_id = ?", (redemption_id,)).fetchone():
             raise CallerError(f"{redemption_id} was voided before", code="ALREADY_VOIDED")
-        # 2
+        # 3
         redemption = _find(terminal, writing, redemption_id)
         before = dict(
             writing.run("SELECT line_id, units FROM returns WHERE redemption_id = ?", (redemption_id,)).fetchall()
@@ -59,22 +74,11 @@ def void(terminal: Terminal, redemption_id: str, returned: Sequence[Returned] = 
                 f"no answer came for {redemption_id}, so what it gave is not known here: void it as a whole",
                 code="UNKNOWN_REDEMPTION",
             )
-        # 3
-        had, had_minors = _given(redemption, before)
-        refund, minors = redemption.result.total_minor, [use.minor for use in redemption.uses]
-        if now:
-            refund, minors = _given(
-                redemption, {line_id: before.get(line_id, 0) + now.get(line_id, 0) for line_id in {**before, **now}}
-            )
-        # of a partial return too every use, if with nothing: a void without uses is of all that the server has
-        uses = [
-            Use(use.voucher_id, use.revision_sha256, None, 0 if now else use.units, minor - had_minor)
-            for use, minor, had_minor in zip(redemption.uses, minors, had_minors, strict=True)
-        ]
-        refund -= had
         # 4
+        refund, uses = _to_give_back(redemption, before, now)
+        # 5
         judged = terminal.judged(writing)
-        void_id = new_id(judged.at)
+        void_id = void_id or new_id(judged.at)
         lines = [Returned(line_id, units) for line_id, units in now.items()]
         body = encode(
             VoidBody(reason=_readable(reason), refund_minor=refund, returned=lines, salt=secrets.token_hex(16))
@@ -146,6 +150,13 @@ def _without_answer(redemption_id: str, request: bytes) -> _Redemption:
     return _Redemption(redemption_id, order, Result(order.currency, 0, 0, 0, 0, 0, 0, (), (), ()), [])
 
 
+def _by_line(returned: Sequence[Returned]) -> dict[str, int]:
+    units: dict[str, int] = {}
+    for one in returned:
+        units[one.line_id] = units.get(one.line_id, 0) + one.units
+    return units
+
+
 def _merged(order: Order, before: dict[str, int], returned: Sequence[Returned]) -> dict[str, int]:
     """Units that come back now, by line; checked against what was sold and came back before."""
     quantities = {line.id: line.quantity for line in order.lines}
@@ -159,6 +170,24 @@ def _merged(order: Order, before: dict[str, int], returned: Sequence[Returned]) 
             raise InvalidInput(f"returned[{index}].units", f"must be 1 to {left}, what is left of line {one.line_id}",
                                str(now[one.line_id]))  # fmt: skip
     return now
+
+
+def _to_give_back(redemption: _Redemption, before: dict[str, int], now: dict[str, int]) -> tuple[int, list[Use]]:
+    """To the customer, and to the voucher of each use; `before`, `now`: units by line, none now for all that is left.
+
+    Of a partial return too every use, if with nothing: a void without uses is of all that the server has.
+    """
+    had, had_minors = _given(redemption, before)
+    refund, minors = redemption.result.total_minor, [use.minor for use in redemption.uses]
+    if now:
+        refund, minors = _given(
+            redemption, {line_id: before.get(line_id, 0) + now.get(line_id, 0) for line_id in {**before, **now}}
+        )
+    uses = [
+        Use(use.voucher_id, use.revision_sha256, None, 0 if now else use.units, minor - had_minor)
+        for use, minor, had_minor in zip(redemption.uses, minors, had_minors, strict=True)
+    ]
+    return refund - had, uses
 
 
 def _given(redemption: _Redemption, back: dict[str, int]) -> tuple[int, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -57,15 +57,21 @@ class Allotting:
 
     def part(self, one: Candidate) -> tuple[int | None, int | None] | None:
         """Units and minor for this device, both or nothing."""
-        slots, mine = one.slots, self.mine(one)
+        holding = {row.device_id for row in self._holders.get(one.voucher_id, ())}
+        return self._part(one, self._device_id, holding | {self._device_id})
+
+    def _part(self, one: Candidate, device_id: str, without: Collection[str]) -> tuple[int | None, int | None] | None:
+        """`without`: this device and those that hold a lease of it."""
+        slots, mine = one.slots, self._scores.score(device_id, one.voucher_id, one.campaign_id)
         if slots <= 0:
             return None
-        without = {row.device_id for row in self._holders.get(one.voucher_id, ())} | {self._device_id}
         ahead = self._scores.much_likelier(mine, one.voucher_id, one.campaign_id, without)
         among_the_first = ahead < slots
         if one.policy == EXCLUSIVE:
             return (one.units_free, one.minor_free) if among_the_first else None
         everybody = mine + self._others(one, without)
+        if not among_the_first and slots * mine < everybody:
+            return None  # whichever measure is the scarcer: the last use of a budget is waited for too
         units = minor = None
         if one.units_free is not None:
             units = one.units_free * mine // everybody or int(among_the_first)
@@ -116,9 +122,33 @@ class Allotting:
             likelier = mine > 2 * theirs if not asked else mine > theirs
             # it holds twice its share, and this device would have a share of its own
             hoarded = idle * mine >= everybody and unused * everybody >= 2 * idle * theirs and unused > 1
-            if likelier or hoarded:
+            if (likelier or hoarded) and self._is_worth_it(one, row, holding):
                 found.append((int(row.device_id not in self._scores.live), theirs, row.id))
         return min(found)[2] if found else None
+
+    def _is_worth_it(self, one: Candidate, lease: Any, holding: Collection[str]) -> bool:
+        """Whether something is left for this device when that lease is back and its holder got its part of it anew: it
+        asks first. Otherwise it would be asked back again, for ever."""
+        back = replace(
+            one,
+            units_free=_with(one.units_free, lease.units, lease.known_units),
+            minor_free=_with(one.minor_free, lease.minor, lease.known_minor),
+            held=False,
+        )
+        again = self._part(back, lease.device_id, holding)
+        if again is not None:
+            units, minor = again
+            back = replace(
+                back,
+                units_free=_with(back.units_free, 0, units or 0),
+                minor_free=_with(back.minor_free, 0, minor or 0),
+                held=True,
+            )
+        return back.slots > 0
+
+
+def _with(free: int | None, granted: int | None, used: int) -> int | None:
+    return None if free is None else free + (0 if granted is None else granted - used)
 
 
 def _unused(lease: Any) -> int:

@@ -112,11 +112,20 @@ def _forgotten(ledger: Ledger, device: Device, head: SyncHead) -> str | None:
     if device.branches == 1 and head.after.seq > device.seq:
         # though it has yet to tell all: an answer of this very epoch acknowledged that
         return f"event {head.after.seq} of it was acknowledged, and {device.seq} is the last that is known"
-    if must_report(device, ledger):
-        return None  # it is about to tell
-    if head.lease_number > device.lease_number:
-        return f"it holds lease number {head.lease_number}, and {device.lease_number} is the last that is known"
     return None
+
+
+async def compare_leases(
+    transaction: Transaction, ledger: Ledger, device: Device, head: SyncHead, *, now: datetime
+) -> Ledger:
+    """The same for the lease numbers of a device of which there is one: a copy of its files may hold what was granted
+    before a restore that the other one reported after, and is no reason to stop everybody."""
+    numbered = head.server_epoch == ledger.server_epoch and head.lease_number > device.lease_number
+    if not numbered or device.branches > 1 or must_report(device, ledger):  # that one is about to tell
+        return ledger
+    why = f"it holds lease number {head.lease_number}, and {device.lease_number} is the last that is known"
+    await suspect(transaction, device.id, why=why, now=now)
+    return dataclasses.replace(await read_ledger(transaction), state="restore_suspected")
 
 
 async def suspect(transaction: Transaction, device_id: str, *, why: str, now: datetime, proven: bool = False) -> None:

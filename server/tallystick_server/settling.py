@@ -231,25 +231,32 @@ def _folded(code: str) -> str:
 
 
 def _agrees(envelope: Envelope, sale: _Sale, facts: Facts) -> bool:
-    """Whether the body's result gives each use its amount."""
+    """Whether the body's result gives each use its amount; the code of an unknown revision may be any."""
     amounts = {_folded(one.code): one.discount_minor for one in sale.applied}
     if len(amounts) != len(envelope.uses):
         return False
+    unknown: list[int] = []
     for use in envelope.uses:
         compiled = facts.revisions.get((use.voucher_id, use.revision_sha256 or ""))
-        if compiled is None or amounts.get(compiled.folded) != use.minor:
+        if compiled is None:
+            unknown.append(use.minor)
+        elif amounts.pop(compiled.folded, None) != use.minor:
             return False
-    return True
+    return sorted(amounts.values()) == sorted(unknown)
 
 
 def _settled_minor(envelope: Envelope, sale: _Sale, facts: Facts, flags: set[Flag]) -> dict[str, int]:
-    """What this engine says each use is worth; a different amount or share is flagged, never overwritten."""
+    """What this engine says each use is worth; a different amount or share is flagged, never overwritten.
+
+    Nothing where a revision is not known: what one voucher leaves to the next depends on all of them.
+    """
     if sale.order is None:
         return {}
     named = {use.voucher_id: facts.revisions.get((use.voucher_id, use.revision_sha256 or "")) for use in envelope.uses}
     known = {voucher_id: compiled for voucher_id, compiled in named.items() if compiled is not None}
     if len(known) != len(named):
-        flags.add(Flag.PRICE_MISMATCH)
+        flags.add(Flag.UNKNOWN_REVISION)
+        return {}
     try:
         result = evaluate(sale.order, list(known.values()), at=envelope.at)
     except InvalidInput:

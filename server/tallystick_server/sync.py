@@ -135,6 +135,9 @@ async def _settle(server: Server, transaction: Transaction, device_id: str, batc
     place = await placing.place(transaction, device, batch, ledger, nonce)
     if place is None:
         return await _answer(this, device, [], Position(device.seq, device.hash))
+    if place.sign is None:
+        ledger = await recovery.compare_leases(transaction, ledger, device, batch.head, now=now)
+        this = replace(this, ledger=ledger)
     if reporting:
         await adopting.adopt(transaction, server.settings, device, batch.head, ledger, now=now)
     if place.sign is not None:

@@ -58,6 +58,24 @@ def test_everything_a_till_does(shop: Shop) -> None:
         assert till.status().acknowledged == 3
 
 
+def test_a_void_asked_for_again_under_its_id_is_one(shop: Shop) -> None:
+    """Many tasks and two openings of the till at once, all with one id: the same receipt, one event."""
+    shop.server.publish(TEN)
+    own = "0190b6a0-0000-7000-8000-000000000001"
+
+    async def main() -> None:
+        async with await enrolled(shop) as till, AsyncTill.open(shop.work / "till", clock=shop.clock) as other:
+            await till.sync()
+            sold = (await till.redeem(order(), ["TEN"])).id
+            part = [Returned("1", 1)]
+            asked = (one.void(sold, returned=part, id=own) for one in [till, other] * 5)
+            (receipt,) = set(await asyncio.gather(*asked))
+            assert (receipt.id, receipt.refund_minor) == (own, 405)
+            assert (await till.status()).head == 2
+
+    asyncio.run(main())
+
+
 def test_the_event_loop_does_not_wait_for_the_disk(shop: Shop) -> None:
     """While another process holds the journal, other tasks go on."""
     shop.server.publish(TEN)

@@ -84,8 +84,12 @@ def test_a_day_at_the_till(till: Command, shop: Shop) -> None:
     again = till("redeem", "-", "--json", given=asked)
     assert again.returncode == 1
     assert json.loads(again.stdout)["result"]["refused"][0]["reason"] == "NO_ALLOWANCE"
-    part = till.json("void", redeemed["id"], "--return", "1=1")
-    assert part["refund_minor"] == 350
+    own = "0190b6a0-0000-7000-8000-000000000001"
+    part = till.json("void", redeemed["id"], "--return", "1=1", "--id", own)
+    assert (part["id"], part["refund_minor"]) == (own, 350)
+    assert till.json("void", redeemed["id"], "--return", "1=1", "--id", own, "--reason", "again") == part
+    other = till("void", redeemed["id"], "--return", "1=2", "--id", own)
+    assert (other.returncode, "(IDENTIFIER_REUSED)" in other.stderr) == (2, True)
     assert till.json("void", redeemed["id"], "--reason", "caf\udce9")["refund_minor"] == 700
     status = till.json("status")
     assert (status["waiting"], status["waiting_redemptions"], status["state"]) == (3, 1, "active")
@@ -170,7 +174,8 @@ def test_a_receipt_is_printed_only_once_it_is_on_the_disk(till: Command, shop: S
         (["redeem", "-"], json.dumps(order()), 2, "at least one code"),
         (["preview", "-", "-c", "TEN"], json.dumps({**order(), "currency": "ZZZ"}), 2, "currency"),
         (["preview", "-", "-c", "NOPE"], json.dumps(order()), 1, ""),
-        (["void", "x"], "", 2, "must be a UUID"),
+        (["void", "x"], "", 2, "redemption_id: must be a UUID"),
+        (["void", "0190b6a0-0000-7000-8000-000000000001", "--id", "x"], "", 2, "id: must be a UUID"),
         (["void", "0190b6a0-0000-7000-8000-000000000001"], "", 2, "UNKNOWN_REDEMPTION"),
         (["void", "0190b6a0-0000-7000-8000-000000000001", "--return", "1"], "", 2, "LINE=UNITS"),
         (["enroll", "http://127.0.0.1:9", "tally1.x.y.z"], "", 2, "enrolment token"),

@@ -49,5 +49,6 @@ def test_every_error_has_a_code_and_an_exit_code() -> None:
     errors = tallystick_client.errors
     assert exit_code(errors.CallerError("x")) == 2
     assert exit_code(errors.NotNow("x")) == 1
+    assert exit_code(errors.StorageError("x", code="UNCERTAIN")) == 2
     assert exit_code(errors.LineError("x")) == 3
     assert exit_code(errors.Untrusted("x")) == 4

@@ -104,6 +104,19 @@ def test_a_body_may_be_erased_and_the_chain_holds(till: Till, path: Path) -> Non
     assert till.sync().acknowledged == 1
 
 
+def test_only_redemptions_are_counted_so_far(till: Till, path: Path) -> None:
+    """Each event has the redemptions and their discounts up to it: a void takes from neither, a lease's end neither."""
+    receipt = till.redeem(order(2), ["TEN"])
+    till.void(receipt.id, returned={"1": 1})
+    till.void(receipt.id)
+    till.redeem(order(3), ["TEN"])
+    with closing(sqlite3.connect(path)) as connection:
+        events = connection.execute("SELECT type, redemptions_so_far, minor_so_far FROM events ORDER BY seq").fetchall()
+        head = connection.execute("SELECT head_redemptions, head_minor FROM state").fetchone()
+    assert events == [("redeem", 1, 300), ("redeem", 2, 435), ("void", 2, 435), ("void", 2, 435), ("redeem", 3, 570)]
+    assert head == (3, 570)
+
+
 @pytest.mark.parametrize("damage", ["no database", "another database", "the chain", "the newest event", "the state"])
 def test_a_damaged_journal_is_set_aside_and_reported(till: Till, path: Path, shop: Shop, damage: str) -> None:
     """It is renamed, kept whole, named in one sentence, and no empty one takes its place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -179,6 +179,18 @@ def test_rule_11_no_cap_is_beyond_reckoning(server: FakeServer, trusted: Trusted
     raw = server.manifest(caps=Caps(offline_s=offline_s))
     check_refused("MALFORMED", lambda: trusted.manifest(raw, "main", now=LATER))
     assert trusted.manifest(server.manifest(caps=Caps(offline_s=10**9)), "main", now=LATER)
+
+
+@pytest.mark.parametrize("at", [datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(9001, 1, 1, tzinfo=UTC)])
+def test_rules_11_and_27_the_years_are_from_1970_to_9000(server: FakeServer, trusted: Trusted, at: datetime) -> None:
+    """The first and the last of them are good, in a manifest and in an answer; one second earlier or later is not."""
+    first, last = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 12, 31, 23, 59, 59, tzinfo=UTC)
+    assert trusted.manifest(server.manifest(issued_at=first, expires_at=last), "main", now=LATER)
+    assert answered(trusted, server, server_time=first)
+    assert answered(trusted, server, server_time=last)
+    check_refused("MALFORMED", lambda: trusted.manifest(server.manifest(issued_at=at), "main", now=None))
+    check_refused("MALFORMED", lambda: trusted.manifest(server.manifest(expires_at=at), "main", now=None))
+    check_refused("MALFORMED", lambda: answered(trusted, server, server_time=at))
 
 
 def test_what_is_ignored_is_utf_8_too(server: FakeServer, trusted: Trusted) -> None:

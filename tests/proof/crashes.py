@@ -130,7 +130,8 @@ class Case:
         self.numbers += count
         again = self.known.in_flight
         forgotten = again is not None and again.customer in self.known.forgotten
-        if again is not None and not forgotten and again.kind in ("redeem", "online") and self.chance.random() < 0.7:
+        kinds = ("redeem", "online", "void", "return")
+        if again is not None and not forgotten and again.kind in kinds and self.chance.random() < 0.7:
             steps.insert(0, msgspec.structs.replace(again, number=self.next()))  # by the next process, as it was
         known = [] if any(one.kind == "forget" for one in steps) else self.known.still_known()
         if known and self.chance.random() < 0.3:

@@ -1,4 +1,5 @@
-"""Disk errors: the n-th system call of a till fails with EIO or ENOSPC, once or from there on.
+"""Disk errors: the n-th system call of a till fails with EIO or ENOSPC, once or from there on; or the file system is
+read-only from there on (EROFS), or the quota used up (EDQUOT).
 
 A case is one shop, one kind of error, and some fifteen lives of its till. In each some steps are done on a disk that
 fails, in a thread of their own, and then others by the same process on one that is well again; half of the processes
@@ -30,6 +31,8 @@ class Mode(NamedTuple):
 
 
 MODES = [Mode("EIO", False), Mode("ENOSPC", False), Mode("EIO", True), Mode("ENOSPC", True)]
+RARER = [Mode("EROFS", True), Mode("EDQUOT", True)]
+"""Of every fifth case; neither fails a `pread64`."""
 SALE = {"pwrite64": 10, "fdatasync": 2, "pread64": 4}
 SYNC = {"pwrite64": 40, "fdatasync": 6, "pread64": 8, "openat": 3}
 OPENING = {"pwrite64": 50, "fdatasync": 10, "unlink": 4, "ftruncate": 4, "pread64": 40, "openat": 16, "chmod": 1}
@@ -54,7 +57,7 @@ class Case:
     ) -> None:  # fmt: skip
         self.case, self.broken, self.scenes, self.calls = case, broken, scenes, calls
         self.chance = random.Random(f"{seed} {case} disk")
-        self.mode = MODES[case % len(MODES)]
+        self.mode = MODES[case % len(MODES)] if case % 5 != 4 else RARER[case // 5 % len(RARER)]
         self.shop = Shop.copy(template(), work)
         self.tally = Tally()
         self.known = Checked(self.shop, self.tally, case)
@@ -117,7 +120,11 @@ class Case:
         return steps
 
     def again(self, steps: list[Step]) -> list[Step]:
-        return [msgspec.structs.replace(one, number=self.next()) for one in steps if one.kind in ("redeem", "void")]
+        return [
+            msgspec.structs.replace(one, number=self.next())
+            for one in steps
+            if one.kind in ("redeem", "void", "return")
+        ]
 
     def strike(
         self, name: str, failing: list[Step], *, before: list[Step] | None = None, after: list[Step] | None = None
@@ -130,6 +137,8 @@ class Case:
             if self.chance.random() < 0.7:
                 after = [*self.again(failing), self.step("redeem"), self.step("sync")]
         calls = self.calls or CALLS.get(failing[0].kind, SALE)
+        if self.mode in RARER:
+            calls = {name: count for name, count in calls.items() if name != "pread64"}
         call = self.chance.choice(list(calls))
         steps = [*first, *failing, *after]
         clock = self.shop.clock
@@ -196,6 +205,9 @@ def lacks(tally: Tally) -> list[str]:
         for error in ("EIO", "ENOSPC"):
             if not any(fault.startswith(f"{error} {call}") for fault in tally.faults):
                 said.append(f"{call} never failed with {error}")
+    for error in ("EROFS", "EDQUOT") if tally.units >= 1000 else ():
+        if not any(fault.startswith(error) for fault in tally.faults):
+            said.append(f"nothing failed with {error}")
     for code in ("DISK", "UNCERTAIN", "DISK_FULL"):
         if not any(met.endswith(f": {code}") for met in tally.seen):
             said.append(f"no step was answered with {code}")

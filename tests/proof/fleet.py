@@ -68,7 +68,7 @@ def prove(seed: int, case: int, work: Path) -> Tally:
 def lacks(tally: Tally) -> list[str]:
     """What a run of some size meets: every kind of fault, and each kind of act."""
     missing = [f"the fault '{kind}' never came" for kind in KINDS if not tally.faults.get(kind)]
-    met = ("redeemed online", "redeemed offline", "voids", "returns", "backups", "syncs")
+    met = ("redeemed online", "redeemed offline", "voids", "returns", "backups", "syncs", "events acknowledged")
     missing += [f"'{what}' never happened" for what in met if not tally.seen.get(what)]
     return missing
 

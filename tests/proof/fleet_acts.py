@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from tallystick_client.errors import CallerError, NotNow, TallystickError
-from tallystick_client.reports import Receipt, SyncReport
+from tallystick_client.reports import Receipt
 from tallystick_client.voids import void
 from tallystick_shared.journal import Returned
 from tests.proof.fleet_till import FleetTill
@@ -103,12 +103,11 @@ class Acts:
         self.world.trace(f"void {till.path.name} {note.id} {receipt.refund_minor}")
 
     def sync(self, till: FleetTill) -> None:
-        def over(report: SyncReport | None, error: TallystickError | None) -> None:
-            self.world.synced(till, report, error)
+        def over(error: TallystickError | None) -> None:
             if error is not None and self.chance.random() < 0.6:  # it comes again by itself
                 self.world.later(self.chance.uniform(120, 7200), lambda: self.do(till, self.sync))
 
-        till.sync(over)
+        self.world.sync(till, over)
 
     # -- the operator
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tallystick_client import exchange
 from tallystick_server import redemptions, settling
 from tests.proof.fleet_server import FleetServer
 from tests.proof.fleet_till import FleetTill
@@ -142,13 +141,6 @@ def _only_closes(now: Path, before: Path) -> bool:
     return bool(new) and all(event["type"] == "lease_close" for event in new)
 
 
-@contextmanager
-def any_position_acknowledged() -> Iterator[None]:
-    """The till believes what the server says it acknowledges, and does not compare it with its own chain (I4)."""
-    with mock.patch.object(exchange, "demand_our_journal", return_value=None):
-        yield
-
-
 # -- the worlds that provoke it
 
 _BUSY = {"answer lost": 6.0, "request repeated": 3.0, "old message": 1.0, "no line": 1.0}
@@ -162,10 +154,6 @@ BREAKS: dict[str, tuple[Callable[[], Any], Profile]] = {
     "the close not durable": (
         close_not_durable,
         Profile(4, 6, {"till dies before the answer": 12.0}, _SHORT),
-    ),
-    "the acknowledged position not compared": (
-        any_position_acknowledged,
-        Profile(4, 6, {"cloned": 4.0, "restore": 3.0, "older copy": 4.0}),
     ),
 }
 

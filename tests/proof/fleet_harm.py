@@ -18,7 +18,7 @@ from tests.proof.fleet_world import DAY_S, Restore, World
 HOUR_S = 3600
 TILLS_MAX = 8
 TILL_FAULTS = {
-    "clock set": 3.0, "clock drifts": 1.5, "reboot": 1.5, "crash": 2.5, "outage": 0.3, "old message": 2.0,
+    "clock set": 3.0, "clock drifts": 2.0, "reboot": 2.5, "crash": 5.0, "outage": 0.3, "old message": 1.0,
     "cloned": 0.03, "older copy": 0.04, "disk destroyed": 0.02, "suspended": 0.03, "revoked": 0.015, "lost": 0.02,
     "moved": 0.05,
 }  # fmt: skip
@@ -111,6 +111,7 @@ class Harm:
             till.device.faults.add("cloned")
             till.device.older_copies += 1
             self.world.seen.pop(till.path.name, None)
+            self.world.noted.pop(till.path.name, None)
 
         self.world.later(self.chance.uniform(0.1, 4) * DAY_S, put_back)
 
@@ -130,7 +131,7 @@ class Harm:
         """What was recorded after `until` is gone with the disk, as far as the server does not have it."""
         for seq, (raw, _) in read_journal(path).events.items():
             if seq > until:
-                self.world.destroyed.setdefault(raw, len(self.world.restores))
+                self.world.destroyed.add(raw)
         shutil.rmtree(path)
 
     # -- a device, at the server
@@ -175,8 +176,7 @@ class Harm:
         world = self.world
         if world.backup is None:
             return False
-        world.before_restore()
-        world.server.restore(world.backup)
+        world.restore(world.backup)
         restore = Restore(world.at)
         world.restores.append(restore)
         if declared:

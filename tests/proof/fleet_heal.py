@@ -67,12 +67,11 @@ def _sync_all(world: World, *, rounds: int) -> None:
 def _sync(world: World, till: FleetTill) -> Any:
     errors: list[TallystickError] = []
 
-    def over(report: Any, error: TallystickError | None) -> None:
-        world.synced(till, report, error)
+    def over(error: TallystickError | None) -> None:
         if error is not None:
             errors.append(error)
 
-    till.sync(over)
+    world.sync(till, over)
     world.run(world.at + timedelta(minutes=2))
     if till.syncing:
         world.fail(f"the sync of {till.path.name} does not end")

@@ -85,16 +85,18 @@ class World:
         self.backup: Path | None = None
         self.restores: list[Restore] = []
         self.notes: list[Note] = []
-        self.destroyed: dict[bytes, int] = {}
+        self.destroyed: set[bytes] = set()
         self.limits: dict[tuple[str, str], int] = {}
         self.unknown_to_server: dict[str, tuple[str, int, int]] = {}
         self.released: dict[str, tuple[int, int]] = {}
+        self.forgotten_revisions: set[tuple[str, str]] = set()
         self.voids: dict[str, str] = {}
         self.seen: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.noted: dict[str, tuple[int, int]] = {}
         self.devices_in_backup = 0
         self.rotated = 0
         self.changed_vouchers = False
-        self.acknowledged: set[bytes] = set()
+        self.acknowledged: dict[bytes, int] = {}
         self.orders = itertools.count(1)
         self.failures: list[str] = []
         self.healing = False
@@ -163,6 +165,16 @@ class World:
         token = self.server.token(name)
         errors: list[TallystickError] = []
 
+        def first_sync(error: TallystickError | None) -> None:
+            if error is not None:
+                errors.append(error)
+            if till in self.tills and len(errors) < 50:
+                self.later(600 * bool(errors), lambda: self.sync(till, retry))
+
+        def retry(error: TallystickError | None) -> None:
+            if error is not None:
+                first_sync(error)
+
         def again(error: TallystickError | None) -> None:
             if error is not None and len(errors) < 50:
                 errors.append(error)
@@ -172,7 +184,7 @@ class World:
             else:
                 self.tills.append(till)
                 device.id = till.open().config.device
-                till.sync(lambda report, error: self.synced(till, report, error))
+                first_sync(None)
 
         till.enrol(URL, token, again)
         return till
@@ -192,7 +204,37 @@ class World:
         self.tally.see("redeemed online" if receipt.online else "redeemed offline")
         self.trace(f"told {till.path.name} {receipt.id} {sorted(minors.items())}")
 
-    def synced(self, till: FleetTill, report: SyncReport | None, error: TallystickError | None) -> None:
+    def sync(self, till: FleetTill, then: Callable[[TallystickError | None], None] = lambda error: None) -> None:
+        """`then` gets the error with which it ended, if it did."""
+        life = len(self.restores)
+
+        def over(report: SyncReport | None, error: TallystickError | None) -> None:
+            self._synced(till, report, error)
+            if report is not None and life == len(self.restores):
+                self._note_acknowledged(till)
+            then(error)
+
+        till.sync(over)
+
+    def _note_acknowledged(self, till: FleetTill) -> None:
+        """What this very server has acknowledged. Nothing while it was restored and does not know it, or the till does
+        not: what the till takes for acknowledged is then of the database that was thrown away."""
+        if till.keeper is None or (self.restores and self.restores[-1].declared_at is None):
+            return
+        with till.keeper.journal.read() as view:
+            state = view.state
+            life, upto = self.noted.get(till.path.name, (0, 0))
+            since = upto if life == len(self.restores) else 0
+            rows = view.run(
+                "SELECT envelope FROM events WHERE seq > ? AND seq <= ?", (since, state.acknowledged_seq)
+            ).fetchall()
+        if self.restores and self.server.read("SELECT server_epoch FROM server")[0][0] != state.server_epoch:
+            return
+        self.noted[till.path.name] = len(self.restores), state.acknowledged_seq
+        self.acknowledged.update(dict.fromkeys((bytes(raw) for (raw,) in rows), len(self.restores)))
+        self.tally.see("events acknowledged", len(rows))
+
+    def _synced(self, till: FleetTill, report: SyncReport | None, error: TallystickError | None) -> None:
         if error is not None:
             self.tally.see(f"sync ended with {error.code}")
             self.trace(f"sync {till.path.name} {error.code}")
@@ -230,10 +272,16 @@ class World:
         self.server.declare(all_known=len(self.devices) == self.devices_in_backup and self.chance.random() < 0.8)
         restore.declared_at = self.at
 
-    def before_restore(self) -> None:
-        """What the database that is thrown away gave out where it did not know better."""
+    def restore(self, backup: Path) -> None:
+        """What the database that is thrown away gave out where it did not know better, and what is unknown after it."""
         if self.restores:
             self.note_windows()
+        published = self._revisions()
+        self.server.restore(backup)
+        self.forgotten_revisions |= published - self._revisions()
+
+    def _revisions(self) -> set[tuple[str, str]]:
+        return set(self.server.read("SELECT voucher_id, sha256 FROM voucher_revisions"))  # type: ignore[arg-type]
 
     def note_windows(self) -> None:
         """Leases and online redemptions that the server gave while it did not know, nor could, that it had forgotten

@@ -188,15 +188,19 @@ def keys() -> list[Key]:
     ]
 
 
+REACHED = "reached_by_a_test_"
+"""What a traced function calls; no name of the product, or it would be taken for a local one."""
+
+
 class _Telling(ast.NodeTransformer):
-    """Puts `reached(path, line)` before each statement."""
+    """Puts `REACHED(path, line)` before each statement."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def _tell(self, line: int) -> ast.stmt:
         place = [ast.Constant(self.path), ast.Constant(line)]
-        return ast.Expr(ast.Call(ast.Name("reached", ast.Load()), list[ast.expr](place), []))
+        return ast.Expr(ast.Call(ast.Name(REACHED, ast.Load()), list[ast.expr](place), []))
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -210,7 +214,7 @@ class _Telling(ast.NodeTransformer):
 
 
 def telling(path: str) -> dict[str, str]:
-    """Each function that has mutants, as the source of `Mutant` is, calling `reached` with each line it comes to."""
+    """Each function that has mutants, as the source of `Mutant` is, calling `REACHED` with each line it comes to."""
     tree = ast.parse((ROOT / path).read_text())
     found = {}
     for node in tree.body:

@@ -27,6 +27,7 @@ WHERE = ("tests/shared", "tests/client", "tests/server", "tests/vectors", "tests
 LEFT_OUT = ("test_house", "test_docs", "test_readme", "test_archive", "test_everywhere")
 """They look at files and start processes, and reach nothing of what is mutated."""
 SECONDS_MAX = 4.0
+"""Of a core, traced."""
 OF_A_LINE = 150
 """Tests that are kept of each line: half of them by rank, half because they reach much in little time."""
 
@@ -108,14 +109,17 @@ def _rank(path: str, test: Timed) -> tuple[bool, float, str]:
 
 
 def traced(server: Server, file: str) -> list[Trace]:
-    """Every test of the file, alone and traced; without those that fail so, or are slow."""
+    """Every test of the file, alone and traced; without those that are slow or reach nothing, and, which is told, those
+    that do not pass so."""
     found = []
     for name in server.tests:
         if not name.startswith(f"{file}::"):
             continue
         with folder() as work:
-            answer = server.ask(Question([name], [2 * SECONDS_MAX], str(work)))
-        if answer.how == "passed" and answer.seconds <= SECONDS_MAX and answer.lines:
+            answer = server.ask(Question([name], [3 * SECONDS_MAX], str(work)))
+        if answer.how != "passed":
+            print(f"{name} is left out: {answer.how} {answer.by}".rstrip(), flush=True)
+        elif answer.seconds <= SECONDS_MAX and answer.lines:
             reach = sum(map(len, answer.lines.values()))
             found.append(Trace(Timed(name, round(answer.seconds, 2), reach), answer.lines))
     return found

@@ -35,13 +35,14 @@ from tallystick_server.settings import Settings
 from tests.client.fake_clock import FakeClock as TillClock
 from tests.client.fake_server import FakeServer
 from tests.client.tls_front import Certified
-from tests.proof.mutants_making import module_of, telling
+from tests.proof.mutants_making import REACHED, module_of, telling
 from tests.server.conftest import ORDER, Shop, voucher
 from tests.server.fake_clock import FakeClock as ServerClock
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED, BROKEN = 1, 4
-PATIENCE = 5
+HANG_S = 90.0
+"""Of the clock: far more than a test needs on a machine that has much else to do, so it only ends what waits for ever."""
 EXAMPLES_MAX = 30
 SETTINGS = "_hypothesis_internal_use_settings"
 """Where hypothesis keeps what a test asked for. Without it a test only takes longer."""
@@ -57,8 +58,8 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """Runs `tests` in this order until one fails; each may take so many seconds of a core, and, where it only waits,
-    of the clock `PATIENCE` times that. `work`: an empty folder for whatever the tests make."""
+    """Runs `tests` in this order until one fails; each may take so many seconds of a core, and where it only waits,
+    `HANG_S` of the clock. `work`: an empty folder for whatever the tests make."""
 
     tests: list[str]
     limits_s: list[float]
@@ -132,7 +133,7 @@ class Forking:
         items = {item.nodeid: item for item in session.items}
         with tempfile.TemporaryDirectory() as work:
             warm(Path(work))
-        vars(builtins)["reached"] = lambda path, line: self.lines.setdefault(path, set()).add(line)
+        vars(builtins)[REACHED] = lambda path, line: self.lines.setdefault(path, set()).add(line)
         for path in self.traced:
             for function, source in telling(path).items():
                 put(Change(module_of(path), function, source))
@@ -177,7 +178,7 @@ class Forking:
             for item, limit_s, following in zip(items, question.limits_s, [*items[1:], None], strict=True):
                 self._say(Answer("broken", item.nodeid))
                 signal.setitimer(signal.ITIMER_PROF, limit_s)
-                signal.setitimer(signal.ITIMER_REAL, PATIENCE * limit_s)
+                signal.setitimer(signal.ITIMER_REAL, HANG_S)
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -68,7 +68,8 @@ class Shops(Tills):
         self.step("publish or drop", OPERATOR)
         book = self.pair.server.by_code().get(code)
         if book is None:
-            self.operate("", lambda: self.pair.publish(Terms(code, amount=400, priority=4, total=limit)))
+            ends = self.pair.world.at + timedelta(days=2) if limit else None
+            self.operate("", lambda: self.pair.publish(Terms(code, amount=400, priority=4, total=limit, ends=ends)))
         else:
             self.pair.server.drop(book, self.pair.world.at)
             self.operate("", lambda: self.pair.world.operate("POST", f"/v1/vouchers/{book.id}/deactivate"))

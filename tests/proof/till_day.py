@@ -1,7 +1,8 @@
 """A till's day as a process of its own: sales, voids, returns and syncs made from a seed, and told line by line.
 
 One line of JSON (`Said`) before each step, and one after it: what a cashier was told. What the second line says to be
-redeemed is acknowledged, and nothing else is. Every redemption has its id beforehand, and can be asked for again.
+redeemed is acknowledged, and nothing else is. Every redemption, void and return has its id beforehand, and can be asked
+for again.
 `python -m tests.proof.till_day DIR` does a day; `live` does the same in a process that was forked for it.
 """
 
@@ -53,7 +54,8 @@ till again; `online` asks the server."""
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`id`: of the redemption, new or meant. `target`: a file to export to, or where to enrol with `token`."""
+    """`id`: of the redemption, new or meant; `own`: of the void. `target`: a file to export to, or where to enrol with
+    `token`."""
 
     number: int
     kind: str
@@ -64,6 +66,10 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     price: int = 500
     target: str = ""
     token: str = ""
+    own: str = ""
+
+    def returned(self) -> list[Returned]:
+        return [Returned("1", 1)] if self.kind == "return" else []
 
     def order(self) -> dict[str, Any]:
         order: dict[str, Any] = {
@@ -166,8 +172,8 @@ class Day:
                     said, id=receipt.id, redeemed=receipt.redeemed, minor=sum(shares.values()), shares=shares
                 )
             case "void" | "return":
-                returned = [Returned("1", 1)] if step.kind == "return" else []
-                return replace(said, redeemed=True, minor=self.till.void(step.id, returned=returned).refund_minor)
+                given_back = self.till.void(step.id, returned=step.returned(), id=step.own)
+                return replace(said, redeemed=True, minor=given_back.refund_minor)
             case "sync" | "down" | "lost":
                 with self._line_is({"sync": "up"}.get(step.kind, step.kind)):
                     return replace(said, count=self.till.sync().sent)
@@ -257,7 +263,8 @@ def make_step(chance: random.Random, number: int, kind: str, ids: list[str]) -> 
             codes, quantity = chance.choice(SALES), chance.randint(1, 4)
             return Step(number, kind, ids[-1], codes, customer, quantity, chance.randint(90, 900))
         case "void" | "return":
-            return Step(number, kind, chance.choice(ids[-12:]))
+            meant = chance.choice(ids[-12:])
+            return Step(number, kind, meant, own=new_id(random.Random(f"{meant} {number}")))
         case "forget":
             return Step(number, kind, customer=customer or "anna")
     return Step(number, kind)

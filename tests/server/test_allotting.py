@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tallystick_server.allotting import Allotting, Candidate
 from tallystick_server.demand import Demand
@@ -182,7 +185,9 @@ def test_a_likelier_device_gets_a_lease_back_for_it() -> None:
     even = Demand(["me", "a"], [("me", "jam", "", 1)])
     assert even.score("me", "tea", "") == 2 * even.score("a", "tea", "")
     assert allotting(even, lease).recallable(one) is None
-    assert allotting(even, lease, wants=["tea"]).recallable(one) == "l"
+    assert allotting(even, lease, wants=["tea"]).recallable(one) is None  # its holder would be given it again
+    two = [Held("l", "a", units=2)]
+    assert allotting(even, two, wants=["tea"]).recallable(one) == "l"
     assert allotting(sold("me a", me=1)).recallable(one) is None
 
 
@@ -195,8 +200,10 @@ def test_the_unlikeliest_live_holder_gives_back() -> None:
     assert allotting(scores, [Held("x", "b"), Held("y", "a", known_units=10)]).recallable(candidate(0)) == "x"
     spent = Held("y", "a", units=None, minor=100, known_minor=100)
     assert allotting(scores, [Held("x", "b"), spent]).recallable(candidate(0)) == "x"
-    left = Held("y", "a", units=None, minor=100, known_minor=99)
-    assert allotting(scores, [Held("x", "b"), left]).recallable(candidate(0)) == "y"
+    some, left = Held("x", "b", minor=100), Held("y", "a", minor=100, known_minor=99)
+    assert allotting(scores, [some, left]).recallable(candidate(0, 0)) == "y"
+    before_the_limit = Held("y", "a", units=None, minor=100)  # it has no units to give back
+    assert allotting(scores, [some, before_the_limit]).recallable(candidate(0, 0)) == "x"
     assert allotting(scores, [Held("y", "a", recalled_at="then")]).recallable(candidate(0)) is None
 
 
@@ -225,3 +232,71 @@ def test_a_holder_in_another_scope_is_left_alone() -> None:
     likely = sold("me a b", me=50)
     assert allotting(likely, [Held("1", "a", elsewhere=True)]).recallable(candidate(0)) is None
     assert allotting(likely, [Held("1", "a", elsewhere=True), Held("2", "b")]).recallable(candidate(0)) == "2"
+
+
+def test_the_last_use_of_a_budget_is_waited_for_too() -> None:
+    """However many units there are: one discount is left, and it is not for whoever asks (fleet, seed 1, case 10)."""
+    likelier = sold("me a", a=1)
+    assert allotting(likelier).part(candidate(57, 500, largest=500)) is None
+    assert allotting(likelier).part(candidate(57, 999, largest=500)) is None
+    assert allotting(likelier).part(candidate(57, 1000, largest=500)) == (2, 500)
+    assert allotting(likelier, [Held("l", "a")]).part(candidate(57, 500, largest=500)) == (1, 500)
+    assert allotting(sold("me a")).part(candidate(57, 500, largest=500)) == (1, 500)
+
+
+def test_what_its_holder_would_be_given_again_is_not_recalled() -> None:
+    """With what is free, the lease must be enough for both; the lease of an exclusive voucher goes whole."""
+    wanted = Demand(["me", "a"], [("me", "jam", "", 1)])
+    units, minor = [Held("l", "a", units=1)], [Held("l", "a", units=None, minor=150, known_minor=30)]
+    for free, holders, recalled in (
+        (candidate(0), units, None),
+        (candidate(-1), [Held("l", "a", units=3, known_units=1)], None),
+        (candidate(-1), [Held("l", "a", units=3)], "l"),
+        (candidate(None, 79, largest=100), minor, None),
+        (candidate(None, 80, largest=100), minor, "l"),
+    ):
+        assert allotting(wanted, holders, wants=["tea"]).recallable(free) == recalled
+    whole = candidate(0, policy="exclusive", held=True)
+    assert allotting(wanted, [Held("l", "a", units=9)], wants=["tea"]).recallable(whole) is None
+    assert allotting(sold("me a", me=1), [Held("l", "a", units=9)]).recallable(whole) == "l"
+
+
+_SOLD = st.lists(
+    st.tuples(st.sampled_from(["tea", "jam"]), st.integers(0, 30)), max_size=2, unique_by=lambda one: one[0]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(_SOLD, min_size=2, max_size=5),
+    st.sampled_from([(1, None), (7, None), (40, None), (None, 1100), (None, 77), (30, 1515), (3, 9000)]),
+    st.sampled_from([None, 100, 500]),
+    st.sampled_from(["quota", "exclusive"]),
+)
+def test_leases_come_to_rest(
+    fleet: list[list[tuple[str, int]]], limit: tuple[int | None, int | None], largest: int | None, policy: str
+) -> None:
+    """Where nothing is sold, every device has synced a few times and then no lease changes hands any more."""
+    rows = [(str(n), voucher, "", units) for n, sales in enumerate(fleet) for voucher, units in sales if units]
+    devices, leases, numbers = [str(n) for n in range(len(fleet))], dict[str, Held](), itertools.count()
+    scores = Demand(devices, rows)
+    for _ in range(6 * len(devices)):
+        before = dict(leases)
+        for device in devices:
+            if device in leases and leases[device].recalled_at is not None:
+                del leases[device]
+            if device in leases:
+                continue
+            out = leases.values()
+            units = None if limit[0] is None else limit[0] - sum(one.units or 0 for one in out)
+            minor = None if limit[1] is None else limit[1] - sum(one.minor or 0 for one in out)
+            one = candidate(units, minor, largest=largest, policy=policy, held=bool(out))
+            asks = Allotting(device, (), scores, {"tea": list(out)}, 1000)
+            if one.slots <= 0 and (lease := asks.recallable(one)) is not None:
+                holder = next(held for held in out if held.id == lease)
+                leases[holder.device_id] = holder._replace(recalled_at="now")
+            elif (part := asks.part(one)) is not None:
+                leases[device] = Held(f"l{next(numbers)}", device, units=part[0], minor=part[1])
+        if leases == before:
+            return
+    raise AssertionError(f"they are still exchanged: {leases}")

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tallystick_server.demand import Demand
-from tallystick_shared.journal import EventType, VoidBody, encode
+from tallystick_shared.journal import EventType, Use, VoidBody, encode
 from tallystick_shared.signing import Typ, b64u
 from tallystick_shared.wire import Flag, Outcome, Want
 from tests.server.conftest import ORDER, voucher
@@ -95,6 +95,24 @@ def test_a_void_of_an_online_attempt_whose_answer_was_lost_is_whole(shop: Shop) 
     assert [(one.seq, one.reasons) for one in device.sync().exceptions] == [(3, [Flag.WITHOUT_COVER])]
     assert (shop.pool("tea")["voided"], shop.pool("tea", "minor")["voided"]) == (1, 100)
     assert shop.rows("SELECT units FROM customer_uses") == [{"units": 0}]
+
+
+def test_an_id_that_comes_again_on_a_void_is_stored_and_gives_nothing_more(shop: Shop) -> None:
+    """A redemption's, another void's, another device's: a void counts by what it is of, and only up to what is left."""
+    soft = {"policy": "soft", "max_units": 9, "max_minor": 900}
+    shop.publish(voucher("tea", total=9, budget_minor=1_000, offline=soft))
+    shared, devices = new_id(), [shop.device("store-1"), shop.device("store-2")]
+    for device in devices:
+        sold, other = device.redeem(ORDER, "tea"), device.redeem(ORDER | {"id": "order-2"}, "tea")
+        for ref, event_id, minor in ((sold, shared, 60), (sold, shared, 60), (sold, other, 0), (other, sold, 100)):
+            uses = [Use(device.voucher_of("tea").id, None, None, 0, minor)]
+            device.append(EventType.VOID, uses, encode(VoidBody("", 0, [], "salt")), ref=ref, event_id=event_id)
+        device.redeem(ORDER | {"id": "order-3"}, "tea", redemption_id=shared)
+        exceptions = device.sync().exceptions
+        assert [(one.seq, one.id, one.reasons) for one in exceptions] == [(4, shared, [Flag.ALREADY_VOIDED])]
+    assert (shop.pool("tea")["voided"], shop.pool("tea", "minor")["voided"]) == (0, 400)
+    assert shop.rows("SELECT count(*) AS n FROM redemptions") == [{"n": 6}]
+    assert shop.rows("SELECT count(*) AS n FROM events") == [{"n": 14}]
 
 
 STEPS = st.lists(st.sampled_from(["void", "void some", "redeem", "redeem less", "sync"]), max_size=6)

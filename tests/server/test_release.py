@@ -10,6 +10,7 @@ from tallystick_shared.wire import Flag, Outcome
 from tests.server.conftest import ORDER, voucher
 from tests.server.test_operations import check_refused, run
 from tests.server.test_recovery import audited
+from tests.server.test_revise import check_revised, put
 from tests.server.test_sync import clone
 from tests.server.tiny_device import NONE, TinyDevice
 
@@ -48,6 +49,18 @@ def test_a_released_lease_gives_back_what_is_not_known_to_be_used(either_shop: S
     assert sums(either_shop, "minor") == (300, 0, 0, 0, 200)
     (row,) = audited(either_shop, "lease.release")
     assert (row["who"], row["object"], row["detail"]["freed_units"]) == ("operator", lease.id, 3)
+
+
+def test_what_is_known_of_a_released_lease_is_in_a_later_limit(either_shop: Shop) -> None:
+    """A limit that returns counts what was used of leases that were released, and no more of them."""
+    device = sold(either_shop, 2)
+    (lease,) = device.active()
+    release(either_shop, lease.id)
+    check_revised(put(either_shop, "tea"))
+    assert either_shop.rows("SELECT 1 FROM pools") == []
+    check_revised(put(either_shop, "tea", total=9, budget_minor=900))
+    assert sums(either_shop) == (7, 0, 0, 0, 2)
+    assert sums(either_shop, "minor") == (700, 0, 0, 0, 200)
 
 
 def test_what_is_used_of_a_released_lease_later_has_no_cover(either_shop: Shop) -> None:

@@ -139,6 +139,30 @@ def test_marks_of_an_epoch_that_is_over_prove_nothing(shop: Shop) -> None:
     assert state(shop) == "recovering"
 
 
+def test_a_copied_disk_is_no_undeclared_restore(shop: Shop) -> None:
+    """The copy that reported knew none of the leases that the other one was granted before the restore: the device is
+    forked and turned away, and all others go on (fleet, seed 2, cases 17 and 19)."""
+    shop.publish(voucher("tea", total=4), voucher("jam"))
+    device, other = shop.devices("a", "b")
+    backup = Backup(shop)
+    copied = TinyDevice(device.url, device.clock)
+    copied.__dict__.update(device.__dict__ | {"events": [*device.events], "hashes": [*device.hashes]})
+    copied.lease_number += 2
+    copied.redeem(ORDER, "jam")
+    device.redeem(ORDER, "jam", minor=1)
+    backup.restore()
+    begin(shop, all_known=True)
+    for one in (device, other):
+        report(one)
+    assert state(shop) == "normal"
+    copied.forgiving = True
+    for _ in range(3):
+        copied.sync()
+    assert state(shop) == "normal"
+    assert audited(shop, "restore.suspect") == []
+    assert shop.rows("SELECT branches FROM devices WHERE id = :id", id=device.id) == [{"branches": 2}]
+
+
 # durable
 
 
