@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sqlite3
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,6 +14,7 @@ import tallystick_client.errors
 import tallystick_shared.errors
 from tallystick_client.entry import exit_code
 from tallystick_client.errors import TallystickError
+from tallystick_client.schema import explained
 
 
 def drawn(module: ModuleType) -> list[tuple[int, str]]:
@@ -52,3 +55,32 @@ def test_every_error_has_a_code_and_an_exit_code() -> None:
     assert exit_code(errors.StorageError("x", code="UNCERTAIN")) == 2
     assert exit_code(errors.LineError("x")) == 3
     assert exit_code(errors.Untrusted("x")) == 4
+
+
+@pytest.mark.parametrize(
+    ("of_sqlite", "code", "sentence"),
+    [
+        (sqlite3.SQLITE_FULL, "DISK_FULL", "the disk is full, nothing was written: free some space and try again"),
+        (sqlite3.SQLITE_BUSY, "BUSY", "another process of this till is writing: try again"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, "BUSY", "another process of this till is writing: try again"),
+        (sqlite3.SQLITE_LOCKED, "BUSY", "another process of this till is writing: try again"),
+        (sqlite3.SQLITE_CORRUPT, "JOURNAL_DAMAGED", "the journal /j is damaged or cannot be read: why"),
+        (sqlite3.SQLITE_NOTADB, "JOURNAL_DAMAGED", "the journal /j is damaged or cannot be read: why"),
+        (sqlite3.SQLITE_CONSTRAINT_UNIQUE, "CONSTRAINT", "the journal refuses it, nothing was written: why"),
+        (sqlite3.SQLITE_IOERR_WRITE, "DISK", "the disk would not take it, nothing was written: why"),
+        (None, "DISK", "the disk would not take it, nothing was written: why"),
+    ],
+)
+def test_what_sqlite_says_has_a_code_and_a_sentence(of_sqlite: int | None, code: str, sentence: str) -> None:
+    """By the primary code of its error, whatever the extended one; an error without one is of the disk."""
+    error = sqlite3.OperationalError("why")
+    if of_sqlite is not None:
+        error.sqlite_errorcode = of_sqlite
+    told = explained(error, Path("/j"))
+    assert (told.code, str(told)) == (code, sentence)
+
+
+def test_a_till_that_was_closed_says_so() -> None:
+    """SQLite calls it a mistake of the program."""
+    told = explained(sqlite3.ProgrammingError("Cannot operate on a closed database."), Path("/j"))
+    assert (told.code, str(told)) == ("CLOSED", "this till was closed: open it again")

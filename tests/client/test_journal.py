@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tallystick_client import StorageError, Till, schema
+from tallystick_client import Returned, StorageError, Till, schema
 from tallystick_client.journal import FILE_NAME
 from tallystick_client.schema import APPLICATION_ID, USER_VERSION, connect
 from tests.client.conftest import ONCE, TEN, Shop, order
@@ -105,9 +105,9 @@ def test_a_body_may_be_erased_and_the_chain_holds(till: Till, path: Path) -> Non
 
 
 def test_only_redemptions_are_counted_so_far(till: Till, path: Path) -> None:
-    """Each event has the redemptions and their discounts up to it: a void takes from neither, a lease's end neither."""
+    """Each event has the redemptions and their discounts up to it: a void takes from neither."""
     receipt = till.redeem(order(2), ["TEN"])
-    till.void(receipt.id, returned={"1": 1})
+    till.void(receipt.id, returned=[Returned("1", 1)])
     till.void(receipt.id)
     till.redeem(order(3), ["TEN"])
     with closing(sqlite3.connect(path)) as connection:

@@ -18,7 +18,7 @@ from tests.proof.fleet_world import DAY_S, Restore, World
 HOUR_S = 3600
 TILLS_MAX = 8
 TILL_FAULTS = {
-    "clock set": 3.0, "clock drifts": 2.0, "reboot": 2.5, "crash": 5.0, "outage": 0.3, "old message": 1.0,
+    "clock set": 4.0, "clock drifts": 3.0, "reboot": 4.0, "crash": 7.0, "outage": 0.3, "old message": 1.0,
     "cloned": 0.03, "older copy": 0.04, "disk destroyed": 0.02, "suspended": 0.03, "revoked": 0.015, "lost": 0.02,
     "moved": 0.05,
 }  # fmt: skip

@@ -281,7 +281,7 @@ class World:
         self.forgotten_revisions |= published - self._revisions()
 
     def _revisions(self) -> set[tuple[str, str]]:
-        return set(self.server.read("SELECT voucher_id, sha256 FROM voucher_revisions"))  # type: ignore[arg-type]
+        return set(self.server.read("SELECT voucher_id, sha256 FROM voucher_revisions"))
 
     def note_windows(self) -> None:
         """Leases and online redemptions that the server gave while it did not know, nor could, that it had forgotten

@@ -28,7 +28,7 @@ LEFT_OUT = ("test_house", "test_docs", "test_readme", "test_archive", "test_ever
 """They look at files and start processes, and reach nothing of what is mutated."""
 SECONDS_MAX = 4.0
 """Of a core, traced."""
-OF_A_LINE = 150
+OF_A_LINE = 300
 """Tests that are kept of each line: half of them by rank, half because they reach much in little time."""
 
 

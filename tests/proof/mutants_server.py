@@ -42,7 +42,7 @@ from tests.server.fake_clock import FakeClock as ServerClock
 ROOT = Path(__file__).resolve().parents[2]
 KILLED, BROKEN = 1, 4
 HANG_S = 90.0
-"""Of the clock: far more than a test needs on a machine that has much else to do, so it only ends what waits for ever."""
+"""Of the clock: far more than a test needs on a machine with much else to do; it only ends what waits for ever."""
 EXAMPLES_MAX = 30
 SETTINGS = "_hypothesis_internal_use_settings"
 """Where hypothesis keeps what a test asked for. Without it a test only takes longer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import httpx2
 import msgspec
 import pytest
 
@@ -16,8 +17,6 @@ from tests.server.conftest import ORDER, voucher
 from tests.server.tiny_device import NONE, new_id
 
 if TYPE_CHECKING:
-    import httpx2
-
     from tests.server.conftest import Shop
 
 
@@ -105,6 +104,28 @@ def test_an_operator_cannot_speak_for_a_device(shop: Shop) -> None:
     body = {"id": new_id(), "order": ORDER, "codes": ["tea"], "device": device.id}
     response = shop.post("/v1/redemptions", body)
     assert (response.status_code, response.json()["errors"][0]["path"]) == (422, "device")
+
+
+def test_a_redemption_is_of_the_store_of_its_device(shop: Shop) -> None:
+    """Whatever store a device's order names; of an operator, the order's, or none."""
+    shop.publish(voucher("tea"))
+    device, named = shop.device("store-2", synced=False), ORDER | {"store_id": "store-9"}
+    asked = {new_id(): "store-2", new_id(): "store-9", new_id(): None}
+    of_device, of_operator, of_nobody = asked
+    assert device.answer_online(named, ["tea"], of_device).redeemed is True
+    assert shop.online(of_operator, "tea", order=named).json()["redeemed"] is True
+    assert shop.online(of_nobody, "tea").json()["redeemed"] is True
+    assert {one["redemption_id"]: one["store_id"] for one in shop.rows("SELECT * FROM redemptions")} == asked
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"id":"\xff"}', b'{"order":' + b"[" * 100_000], ids=["cut", "no text", "deep"])
+def test_what_is_no_json_is_refused_in_a_sentence(shop: Shop, body: bytes) -> None:
+    """Of the whole body, so it has no path."""
+    response = httpx2.post(
+        f"{shop.url}/v1/redemptions", content=body, headers=shop.headers | {"Content-Type": "application/json"}
+    )
+    (error,) = response.json()["errors"]
+    assert (response.status_code, error["path"], error["expected"]) == (422, "", "must be JSON")
 
 
 def test_an_answer_to_a_device_is_signed_over_its_request(shop: Shop) -> None:

@@ -156,6 +156,11 @@ NEVER: list[Doc] = [
     leaf("items.quantity", "exists", False, items=A),
     leaf("order.currency", "eq", "USD"),
     leaf("customer.id", "exists", False),
+    {"all": [{"not": leaf(UNITS, "not_in", [1, 2])}, leaf(UNITS, "gt", 2)]},
+    {"all": [{"not": leaf("order.store_id", "not_in", ["1", "2"])}, leaf("order.store_id", "eq", "3")]},
+    {"all": [{"not": leaf("order.attributes.n", "ne", 1)}, leaf("order.attributes.n", "exists", False)]},
+    {"all": [leaf(UNITS, "gt", 5), leaf(UNITS, "lt", 3), {"not": {"any": [leaf(SPEND, "lt", 1)]}}]},
+    {"all": [leaf(UNITS, "gt", 5), leaf(UNITS, "lt", 3), {"all": [leaf(SPEND, "gt", 1)]}]},
 ]
 
 MAY: list[Doc] = [
@@ -188,6 +193,7 @@ MAY: list[Doc] = [
     {"all": [leaf("order.attributes.n", "gte", "b"), leaf("order.attributes.n", "gt", "a")]},
     {"any": [leaf("order.attributes.n", "gt", 5), leaf("order.attributes.n", "gt", "a")]},
     leaf("items.quantity", "eq", 0, items=A),
+    {"all": [{"not": leaf("order.channel", "lt", "b")}, leaf("order.channel", "exists", False)]},
 ]
 
 GOOD: list[Doc] = [

@@ -195,6 +195,16 @@ def test_a_bundle_takes_the_dearest_first() -> None:
     assert shares(result) == [0, 259, 233, 208]
 
 
+def test_a_bundle_says_its_price_in_its_currency() -> None:
+    """With the decimals of the order's currency, and how often where it is more than once."""
+    bundle = {"type": "bundle_price", "quantity": 2, "price_minor": 500}
+    for currency, why in (("EUR", "2 for 5.00"), ("JPY", "2 for 500"), ("KWD", "2 for 0.500")):
+        [applied] = run(order(line(400, 3), currency=currency), voucher(bundle, currency=currency)).applied
+        assert applied.why == why
+        [twice] = run(order(line(400, 4), currency=currency), voucher(bundle, currency=currency)).applied
+        assert twice.why == f"{why}, 2 times"
+
+
 def test_a_bundle_that_saves_nothing_is_not_made() -> None:
     """The second bundle would cost more than its units."""
     result = alone({"type": "bundle_price", "quantity": 2, "price_minor": 500}, line(400, 2), line(200, 2))
