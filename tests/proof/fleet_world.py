@@ -176,8 +176,12 @@ class World:
                 first_sync(error)
 
         def again(error: TallystickError | None) -> None:
+            nonlocal token
             if error is not None and len(errors) < 50:
                 errors.append(error)
+                if error.code == "BAD_TOKEN":  # a restore has forgotten it: the operator makes another one
+                    self.server.start_again()
+                    token = self.server.token(name)
                 self.later(600, lambda: till.enrol(URL, token, again))
             elif error is not None:
                 self.fail(f"{name} cannot be enrolled: {error}")

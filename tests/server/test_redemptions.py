@@ -118,7 +118,9 @@ def test_a_redemption_is_of_the_store_of_its_device(shop: Shop) -> None:
     assert {one["redemption_id"]: one["store_id"] for one in shop.rows("SELECT * FROM redemptions")} == asked
 
 
-@pytest.mark.parametrize("body", [b"{", b'{"id":"\xff"}', b'{"order":' + b"[" * 100_000], ids=["cut", "no text", "deep"])
+@pytest.mark.parametrize(
+    "body", [b"{", b'{"id":"\xff"}', b'{"order":' + b"[" * 100_000], ids=["cut", "no text", "deep"]
+)
 def test_what_is_no_json_is_refused_in_a_sentence(shop: Shop, body: bytes) -> None:
     """Of the whole body, so it has no path."""
     response = httpx2.post(
