@@ -123,13 +123,17 @@ def mark_columns(mark: Mark) -> dict[str, Any]:
 
 
 class Writing:
-    """One open transaction. `state` is as it will be; whatever is changed here is committed together or not at all."""
+    """One open transaction. `state` is as it will be; whatever is changed here is committed together or not at all.
+
+    `event_id`: of the event that was appended last, if any.
+    """
 
     def __init__(self, connection: sqlite3.Connection, state: State) -> None:
         self.run = connection.execute
         self.state = state
         self._before = state
         self.touched = False
+        self.event_id = ""
 
     def execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         """A statement that writes."""
@@ -194,6 +198,7 @@ class Writing:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, event_id, kind.value, judged.at, ref, digest, envelope, body, redemptions, minor),
         )
+        self.event_id = event_id
         self.change(
             head_seq=seq, head_hash=digest, head_redemptions=redemptions, head_minor=minor, **mark_columns(mark)
         )
@@ -285,7 +290,7 @@ class Journal:
                 writing = Writing(self._connection, self._state())
                 yield writing
                 if writing.finish():
-                    self._commit()
+                    self._commit(writing.event_id)
                 else:
                     self._connection.execute("ROLLBACK")
             except BaseException:
@@ -294,7 +299,7 @@ class Journal:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def _commit(self) -> None:
+    def _commit(self, event_id: str) -> None:
         """Raises `StorageError` (`UNCERTAIN`) where the disk fails once all is in the log: it is as good as not written
         for this process and any other that has the journal open, and there for who opens it after a crash."""
         try:
@@ -303,9 +308,9 @@ class Journal:
             failed = error.sqlite_errorcode
             if failed & 0xFF != sqlite3.SQLITE_IOERR or failed == sqlite3.SQLITE_IOERR_WRITE:
                 raise  # what was not written is not there, but what was not synced may be
+            again = f"ask again with the id {event_id}" if event_id else "ask again"
             raise StorageError(
-                "the disk failed while this was being written, so that it may be kept or not: ask again, and for a "
-                f"redemption or a void with the same id ({error})",
+                f"the disk failed while this was being written, so that it may be kept or not: {again} ({error})",
                 code="UNCERTAIN",
             ) from error
 

@@ -14,8 +14,9 @@ from tallystick_server.database import Transaction, chunks
 from tallystick_server.devices import Device
 from tallystick_server.facts import Facts, LeaseFacts, RedemptionFacts, UseFacts, VoucherFacts
 from tallystick_server.ledger import count_customers, move_pools, note_demand
+from tallystick_server.reading import open_envelope
 from tallystick_server.revisions import Revisions
-from tallystick_server.settling import Settled, open_envelope
+from tallystick_server.settling import Settled
 from tallystick_server.tables import (
     customer_uses,
     events,

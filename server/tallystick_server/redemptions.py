@@ -18,8 +18,8 @@ from tallystick_server.devices import Device, must_be_active, signed_by
 from tallystick_server.facts import RedemptionFacts, UseFacts
 from tallystick_server.ledger import PoolMoves, count_customer_within, count_customers, move_pools, note_demand
 from tallystick_server.posting import redemption_row, use_rows
+from tallystick_server.reading import content_digest
 from tallystick_server.server import Server
-from tallystick_server.settling import content_digest
 from tallystick_server.tables import customer_uses, pools, redemption_uses, redemptions, scope_vouchers, vouchers
 from tallystick_server.tables import server as server_table
 from tallystick_shared.codes import fold

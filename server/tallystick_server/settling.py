@@ -15,26 +15,19 @@ share their numbers with the comments below and with the tests:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
-
-import msgspec
+from datetime import datetime, timedelta
 
 from tallystick_server.facts import Facts, RedemptionFacts, UseFacts
+from tallystick_server.reading import Sale, read_body
 from tallystick_shared.codes import fold
 from tallystick_shared.engine import evaluate
-from tallystick_shared.errors import InvalidInput, Untrusted
+from tallystick_shared.errors import InvalidInput
 from tallystick_shared.journal import (
-    EVENT_BYTES_MAX,
     Envelope,
     EventType,
-    RedeemBody,
     StoredEvent,
     Use,
-    read_envelope,
 )
-from tallystick_shared.model import Order, order_json, parse_order
-from tallystick_shared.signing import sha256_hex
 from tallystick_shared.wire import Flag, Outcome
 
 
@@ -58,40 +51,6 @@ class Settled:
     envelope: Envelope | None
     outcome: Outcome
     reasons: list[Flag]
-
-
-class _Applied(msgspec.Struct, frozen=True):
-    code: str
-    discount_minor: int
-    lines: list[dict[str, str | int]]
-
-
-class _Result(msgspec.Struct, frozen=True):
-    applied: list[_Applied]
-
-
-_YEARS: Final = range(1970, 9999)
-"""Of an event's time in UTC: further out a database or an arithmetic may not hold it."""
-_BODY = msgspec.json.Decoder(RedeemBody)
-_RESULT = msgspec.json.Decoder(_Result)
-
-
-def open_envelope(stored: StoredEvent, seq: int) -> Envelope | None:
-    """The envelope, or None where it cannot be read, is too large, of another place in the journal, or of no time."""
-    try:
-        envelope = read_envelope(stored.envelope)
-    except Untrusted:
-        return None
-    too_large = len(stored.envelope) + len(stored.body) > EVENT_BYTES_MAX
-    twice = len({use.voucher_id for use in envelope.uses}) != len(envelope.uses)
-    return None if too_large or twice or envelope.seq != seq or not _is_a_time(envelope.at) else envelope
-
-
-def _is_a_time(at: datetime) -> bool:
-    try:
-        return at.astimezone(UTC).year in _YEARS
-    except OverflowError:
-        return False
 
 
 def quarantined(stored: StoredEvent, seq: int, envelope: Envelope | None, facts: Facts) -> Settled:
@@ -124,35 +83,8 @@ def settle(stored: StoredEvent, seq: int, envelope: Envelope | None, facts: Fact
     return Settled(stored, seq, envelope, outcome, sorted(flags))
 
 
-@dataclass(frozen=True)
-class _Sale:
-    """The body of a redemption, as far as it can be read."""
-
-    order: Order | None = None
-    result: bytes = b"null"
-    applied: tuple[_Applied, ...] = ()
-    content_sha256: str = ""
-
-
-def content_digest(order: Order, codes: list[str]) -> str:
-    """What was asked, the same for an online attempt and for the offline redemption it fell back to."""
-    return sha256_hex(order_json(order) + b"\n" + "\n".join(codes).encode())
-
-
-def _read_body(stored: StoredEvent, envelope: Envelope) -> _Sale | None:
-    if sha256_hex(stored.body) != envelope.body_sha256:
-        return None
-    try:
-        body = _BODY.decode(stored.body)
-        order = parse_order(bytes(body.order))
-        applied = tuple(_RESULT.decode(body.result).applied)
-        return _Sale(order, bytes(body.result), applied, content_digest(order, body.codes))
-    except (msgspec.DecodeError, UnicodeError, InvalidInput, RecursionError):
-        return None
-
-
 def _redeem(stored: StoredEvent, envelope: Envelope, facts: Facts, rules: Rules, flags: set[Flag]) -> Outcome:
-    sale = _read_body(stored, envelope)
+    sale = read_body(stored, envelope)
     # 1. identifier
     before = facts.redemptions.get(envelope.id)
     if before is not None and not before.online:
@@ -167,7 +99,7 @@ def _redeem(stored: StoredEvent, envelope: Envelope, facts: Facts, rules: Rules,
     # 2. body
     if sale is None:
         flags.add(Flag.UNREADABLE)
-        sale = _Sale()
+        sale = Sale()
     elif not _agrees(envelope, sale, facts):
         flags.add(Flag.PRICE_MISMATCH)
     customer = None if sale.order is None or sale.order.customer is None else sale.order.customer.id
@@ -230,7 +162,7 @@ def _folded(code: str) -> str:
         return code
 
 
-def _agrees(envelope: Envelope, sale: _Sale, facts: Facts) -> bool:
+def _agrees(envelope: Envelope, sale: Sale, facts: Facts) -> bool:
     """Whether the body's result gives each use its amount; the code of an unknown revision may be any."""
     amounts = {_folded(one.code): one.discount_minor for one in sale.applied}
     if len(amounts) != len(envelope.uses):
@@ -245,7 +177,7 @@ def _agrees(envelope: Envelope, sale: _Sale, facts: Facts) -> bool:
     return sorted(amounts.values()) == sorted(unknown)
 
 
-def _settled_minor(envelope: Envelope, sale: _Sale, facts: Facts, flags: set[Flag]) -> dict[str, int]:
+def _settled_minor(envelope: Envelope, sale: Sale, facts: Facts, flags: set[Flag]) -> dict[str, int]:
     """What this engine says each use is worth; a different amount or share is flagged, never overwritten.
 
     Nothing where a revision is not known: what one voucher leaves to the next depends on all of them.

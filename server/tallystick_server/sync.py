@@ -30,8 +30,9 @@ from tallystick_server.devices import Device
 from tallystick_server.ledger import note_demand
 from tallystick_server.logs import LOG
 from tallystick_server.placing import Batch, Place
+from tallystick_server.reading import open_envelope
 from tallystick_server.server import Ledger, Server, read_ledger
-from tallystick_server.settling import Rules, Settled, open_envelope, quarantined, settle
+from tallystick_server.settling import Rules, Settled, quarantined, settle
 from tallystick_server.tables import devices, events, scopes, syncs
 from tallystick_shared.errors import CallerError, Untrusted
 from tallystick_shared.journal import (

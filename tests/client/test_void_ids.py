@@ -120,11 +120,11 @@ def test_a_return_whose_answer_was_lost_is_given_back_once(till: Till, monkeypat
     journal = till._keeper.journal
     commit = journal._commit
 
-    def kept() -> None:
-        commit()
+    def kept(event_id: str) -> None:
+        commit(event_id)
         raise StorageError("the disk failed", code="UNCERTAIN")
 
-    def not_kept() -> None:
+    def not_kept(event_id: str) -> None:
         raise StorageError("the disk failed", code="UNCERTAIN")
 
     for number, fails in enumerate((kept, not_kept)):

@@ -12,7 +12,7 @@ from tallystick_client.journal import Journal
 def answered_as_redeemed() -> None:
     """A commit that fails is taken for one that did not."""
 
-    def commit(self: Journal) -> None:
+    def commit(self: Journal, event_id: str) -> None:
         try:
             self._connection.execute("COMMIT")
         except sqlite3.Error:
@@ -25,7 +25,7 @@ def answered_as_redeemed() -> None:
 def called_not_written() -> None:
     """Of a commit that failed in its sync it is said that nothing was written."""
 
-    def commit(self: Journal) -> None:
+    def commit(self: Journal, event_id: str) -> None:
         self._connection.execute("COMMIT")
 
     Journal._commit = commit  # type: ignore[method-assign]

@@ -39,7 +39,7 @@ GROUPS = {
         *_files("client", "journal chain schema terminal voids exchange"),
     ),
     "ledger": _files(
-        "server", "settling posting leases allotting demand limits redemptions placing adopting ledger facts"
+        "server", "reading settling posting leases allotting demand limits redemptions placing adopting ledger facts"
     ),
 }
 

@@ -34,7 +34,8 @@ OF_A_LINE = 300
 
 HOME = {
     "schema": "journal", "exchange": "answers leases sync", "journal_file": "export journal_import",
-    "posting": "settling returns", "settling": "settling returns", "ledger": "settling redemptions",
+    "posting": "settling returns", "reading": "settling sync", "settling": "settling returns",
+    "ledger": "settling redemptions",
     "placing": "forks sync", "demand": "allotting", "limits": "revise", "granting": "leases trust",
     "signing": "trust protocol_vectors", "bundle": "trust deltas", "blobs": "blobs deltas",
     "steps": "engine combinations", "compiled": "engine conditions", "units": "discounts details",

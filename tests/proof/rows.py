@@ -60,7 +60,7 @@ ROWS = {
             "kills", 10_000, 150, ("crashes", "till_day", "straced"), "strace"),
         Row("power", "power cuts", "unsynced writes dropped, reordered or torn; the journal is opened on what is left",
             "images", 50_000, 1_000, ("power", "till_day", "straced"), "strace"),
-        Row("disk", "disk errors", "EIO and ENOSPC at every system call that touches the disk",
+        Row("disk", "disk errors", "EIO, ENOSPC, EROFS or EDQUOT at every system call that touches the disk",
             "errors", 2_000, 100, ("disk", "till_day", "straced"), "strace"),
         Row("fleet", "fleet simulation", "real clients and the real server under a seeded scheduler: faults, healing,"
             " convergence", "device-days", 100_000, 2_000, ("fleet",)),

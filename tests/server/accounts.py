@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from tallystick_server.facts import Facts, LeaseFacts, RedemptionFacts, UseFacts, VoucherFacts
-from tallystick_server.settling import Rules, Settled, content_digest, settle
+from tallystick_server.reading import content_digest
+from tallystick_server.settling import Rules, Settled, settle
 from tallystick_shared.engine import compile_voucher, evaluate, result_json
 from tallystick_shared.journal import (
     ENVELOPE_VERSION,

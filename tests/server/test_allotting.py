@@ -298,5 +298,5 @@ def test_leases_come_to_rest(
             elif (part := asks.part(one)) is not None:
                 leases[device] = Held(f"l{next(numbers)}", device, units=part[0], minor=part[1])
         if leases == before:
-            return
-    raise AssertionError(f"they are still exchanged: {leases}")
+            break
+    assert leases == before, f"they are still exchanged: {leases}"

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from tallystick_server.facts import Facts, LeaseFacts, RedemptionFacts, UseFacts
-from tallystick_server.settling import Rules, Settled, content_digest, open_envelope, quarantined, settle
+from tallystick_server.reading import content_digest, open_envelope
+from tallystick_server.settling import Rules, Settled, quarantined, settle
 from tallystick_shared.journal import (
     EVENT_BYTES_MAX,
     EventType,

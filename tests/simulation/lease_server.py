@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from tallystick_server.facts import Facts, LeaseFacts, RedemptionFacts, UseFacts, VoucherFacts
-from tallystick_server.settling import Rules, content_digest, open_envelope, settle
+from tallystick_server.reading import content_digest, open_envelope
+from tallystick_server.settling import Rules, settle
 from tallystick_shared.engine import compile_voucher, evaluate, result_json
 from tallystick_shared.journal import ENVELOPE_VERSION, Envelope, EventType, RedeemBody, StoredEvent, Use, encode
 from tallystick_shared.model import order_json, parse_voucher
