@@ -44,12 +44,13 @@ class Line:
             wire = self._take()
         except TallystickError as error:
             return _down(error, self._url, self._used)
-        call = _Call(lambda: self._ask(wire, send))
+        call = wire.call = _Call(lambda: self._ask(wire, send))
         try:
             return call.within(send.within_s or ANSWER_TIMEOUT_S) or (LineDown(_TOO_LONG), None)
         finally:
-            if call.is_alive():
-                wire.hang_up()
+            with self._taking:
+                if wire.call is call:  # else it was given back just now, and may be another thread's already
+                    wire.hang_up()
 
     def _ask(self, wire: _Wire, send: Send) -> Heard:
         import httpx2  # a quarter of a second, which no offline command should pay
@@ -83,6 +84,7 @@ class Line:
 
     def _give_back(self, wire: _Wire) -> None:
         with self._taking:
+            wire.call = None
             if wire.over or wire.config != self._used:
                 wire.client.close()
             else:
@@ -100,6 +102,8 @@ class Line:
 
 class _Wire:
     """A client that one thread at a time uses, and its connections, so that another thread can hang up."""
+
+    call: _Call | None = None
 
     def __init__(self, client: httpx2.Client, config: LineConfig) -> None:
         self.client, self.config = client, config

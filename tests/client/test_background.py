@@ -571,6 +571,24 @@ def test_an_answer_that_drips_in_is_none(
             assert not thread.is_alive()
 
 
+def test_a_deadline_just_after_the_answer_ends_no_other_call(
+    shop: Shop, till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection was given back by then, and whoever takes it next is not hung up."""
+    within = line._Call.within
+
+    def too_late(call: line._Call, seconds: float) -> None:
+        within(call, seconds)
+        monkeypatch.setattr(call, "is_alive", lambda: True)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(line._Call, "within", too_late)
+        with pytest.raises(TryLater, match="takes too long"):
+            till.sync()
+    shop.clock.run(hours=1)
+    till.sync()
+
+
 # ---- the command
 
 
