@@ -86,7 +86,8 @@ def read_journal(directory: Path) -> _Journal:
 async def _read_server(url: str) -> dict[str, list[dict[str, Any]]]:
     queries = {
         "events": "SELECT device_id, branch, seq, envelope, hash FROM events ORDER BY device_id, branch, seq",
-        "redemptions": "SELECT issuer, redemption_id FROM redemptions",
+        # without what was voided before it came, of which only the id is kept
+        "redemptions": "SELECT issuer, redemption_id FROM redemptions WHERE online = 0 OR content_sha256 <> ''",
         "uses": "SELECT issuer, redemption_id, voucher_id, units, minor, settled_minor, revision_sha256"
         " FROM redemption_uses",
         "pools": 'SELECT voucher_id, measure, "limit", free, online, uncovered, voided FROM pools',
@@ -117,12 +118,14 @@ async def audit(database_url: str, tills: Sequence[Path], forgotten: Collection[
 
     on_tills: dict[Key, int] = {}
     voids: dict[Key, tuple[int, int]] = {}
+    whole: set[str] = set()
     for journal in journals:
-        _collect(journal, on_tills, voids)
+        _collect(journal, on_tills, voids, whole)
     effects = Counter((row["redemption_id"], row["voucher_id"]) for row in server["uses"])
     settled = {(row["redemption_id"], row["voucher_id"]): row for row in server["uses"]}
     # what only the server knows, an online redemption, counts against the limit as well
     taken = {key: int(row["minor"]) for key, row in settled.items()} | on_tills
+    voids |= {key: (1, minor) for key, minor in taken.items() if key[0] in whole}
 
     return Report(
         redeemed=len({redemption for redemption, _ in taken} | {row["redemption_id"] for row in server["redemptions"]}),
@@ -140,8 +143,11 @@ async def audit(database_url: str, tills: Sequence[Path], forgotten: Collection[
     )
 
 
-def _collect(journal: _Journal, taken: dict[Key, int], voids: dict[Key, tuple[int, int]]) -> None:
+def _collect(journal: _Journal, taken: dict[Key, int], voids: dict[Key, tuple[int, int]], whole: set[str]) -> None:
+    """`whole`: redemptions of which all was voided without the till knowing what that was, as no answer had come."""
     for envelope in journal.envelopes():
+        if envelope["type"] == "void" and not envelope["uses"]:
+            whole.add(envelope["ref"])
         for use in envelope["uses"]:
             if envelope["type"] == "redeem":
                 taken[envelope["id"], use["voucher_id"]] = use["minor"]

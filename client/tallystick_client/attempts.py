@@ -28,7 +28,11 @@ def fingerprint_of(order: bytes, codes: Sequence[str]) -> str:
 def pending_id(view: Writing, order: Order, codes: Sequence[str]) -> str | None:
     """The id of an attempt at this sale that was cut off before its answer: the server may have it under this id."""
     fingerprint = fingerprint_of(order_json(order), codes)
-    row = view.run("SELECT id FROM attempts WHERE fingerprint = ? AND state = 'pending'", (fingerprint,)).fetchone()
+    row = view.run(
+        "SELECT id FROM attempts WHERE fingerprint = ? AND state = 'pending'"
+        " AND id NOT IN (SELECT redemption_id FROM voids)",
+        (fingerprint,),
+    ).fetchone()
     return None if row is None else str(row[0])
 
 

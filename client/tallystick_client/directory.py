@@ -97,8 +97,8 @@ class Directory:
 
     def make(self) -> None:
         """Makes it, for an enrolment; refuses where a till lives already."""
-        missing = [folder for folder in self.path.parents if not folder.exists()]
         try:
+            missing = [folder for folder in self.path.parents if not folder.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in missing:
                 sync_parent(folder)

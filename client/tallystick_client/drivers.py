@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from tallystick_client.actions import Woken
+from tallystick_client.arguments import OrderInput
 from tallystick_client.clock import SystemClock
 from tallystick_client.directory import Directory, LineConfig
 from tallystick_client.errors import CallerError
@@ -19,7 +20,6 @@ from tallystick_client.loops import in_place, in_worker, run, run_async
 from tallystick_client.reports import Receipt, Status, SyncReport, VoidReceipt
 from tallystick_client.status import status
 from tallystick_client.syncing import BackgroundSync, OnReport, Syncing, SyncThread, patience
-from tallystick_client.terminal import OrderInput
 from tallystick_client.timekeeping import Clock
 from tallystick_client.tls import Tls, checked_url, demand_tls, line_config
 from tallystick_client.voids import void
@@ -116,7 +116,7 @@ class Till:
         return cast(Receipt, run(machine, Woken(), self._keeper, self._line))
 
     def void(
-        self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "", id: str | None = None
+        self, redemption_id: str, *, returned: Iterable[Returned] = (), reason: str = "", id: str | None = None
     ) -> VoidReceipt:
         """Voids a redemption of this till, or takes back the `returned` units of it. See `voids.void`.
 
@@ -251,7 +251,7 @@ class AsyncTill:
         return cast(Receipt, await run_async(machine, Woken(), self._keeper, self._line, in_worker))
 
     async def void(
-        self, redemption_id: str, *, returned: Sequence[Returned] = (), reason: str = "", id: str | None = None
+        self, redemption_id: str, *, returned: Iterable[Returned] = (), reason: str = "", id: str | None = None
     ) -> VoidReceipt:
         return await in_worker(void, self._keeper.terminal, redemption_id, returned, reason, void_id=id)
 

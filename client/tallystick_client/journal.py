@@ -125,7 +125,7 @@ def mark_columns(mark: Mark) -> dict[str, Any]:
 class Writing:
     """One open transaction. `state` is as it will be; whatever is changed here is committed together or not at all.
 
-    `event_id`: of the event that was appended last, if any.
+    `event_id`: of the redemption or void that was appended, if any; nobody asks for the others.
     """
 
     def __init__(self, connection: sqlite3.Connection, state: State) -> None:
@@ -198,7 +198,8 @@ class Writing:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, event_id, kind.value, judged.at, ref, digest, envelope, body, redemptions, minor),
         )
-        self.event_id = event_id
+        if kind in (EventType.REDEEM, EventType.VOID):
+            self.event_id = event_id
         self.change(
             head_seq=seq, head_hash=digest, head_redemptions=redemptions, head_minor=minor, **mark_columns(mark)
         )

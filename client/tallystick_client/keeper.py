@@ -31,6 +31,7 @@ from tallystick_client.actions import (
     Start,
     Tick,
 )
+from tallystick_client.arguments import OrderInput, as_codes, as_id, as_order
 from tallystick_client.attempts import close_attempt, earlier_receipt, fingerprint_of, is_voided, pending_id
 from tallystick_client.directory import Config, Directory
 from tallystick_client.enrolment import Enrolment
@@ -42,11 +43,7 @@ from tallystick_client.reports import Receipt
 from tallystick_client.schema import set_aside
 from tallystick_client.store import DIRECTORY_NAME, Store
 from tallystick_client.terminal import (
-    OrderInput,
     Terminal,
-    as_codes,
-    as_id,
-    as_order,
     count_customer,
     demand_not_retired,
     find_entries,
@@ -86,7 +83,7 @@ class Keeper:
     def tick(self) -> Tick:
         with self.journal.read() as view:
             judged, boot_id = self.terminal.judged(view), view.state.mark_boot_id
-        if judged.mark.boot_id != boot_id:
+        if judged.anomaly and judged.mark.boot_id != boot_id:
             # in a boot that nothing was written in, time stands still where the wall clock is not believed: so would
             # every appointment
             with self.journal.write() as writing:
@@ -96,7 +93,7 @@ class Keeper:
 
     def sync_machine(self, patient: bool) -> tuple[Machine, Start]:
         with self.journal.read() as view:
-            bundle = self.terminal.bundle(view)
+            bundle = self.terminal.readable_bundle(view)
             held = None if bundle is None or not self.store.holds(bundle) else bundle.held
             reading, trusted, proof = exchange.reading(view), exchange.trusted_state(view), exchange.proof(view)
             start = Start(reading, trusted, held, patient, proof)
@@ -159,16 +156,22 @@ class Keeper:
         with self.journal.read() as view:
             bundle = self.terminal.bundle(view)
         parts = self.store.keep(change, "" if bundle is None else bundle.digest)
-        with self.journal.write() as writing:
-            exchange.keep_roots(writing, change.roots)
-            exchange.keep_floor(writing, change.manifest)
-            self.terminal.take(change, parts, writing.state.bundle_serial)
-            return Persisted(exchange.reading(writing))
+        try:
+            with self.journal.write() as writing:
+                exchange.keep_roots(writing, change.roots)
+                exchange.keep_floor(writing, change.manifest)
+                self.terminal.take(change, parts, writing.state.bundle_serial)
+                return Persisted(exchange.reading(writing))
+        except BaseException:
+            self.terminal.forget_bundle()  # its serial may become that of another process's bundle
+            raise
 
     def _begin_online(self, change: BeginOnline) -> Kept:
         request = msgspec.json.decode(change.request, type=RedeemRequest)
         fingerprint = fingerprint_of(bytes(request.order), request.codes)
         with self.journal.write() as writing:
+            if is_voided(writing, change.id):  # by another process, since this attempt was looked up
+                raise CallerError(f"the attempt {change.id} was voided on this till: redeem anew", code="VOIDED")
             at = self.terminal.judged(writing).at
             writing.execute(
                 "INSERT INTO attempts (id, at, fingerprint, request, state) VALUES (?, ?, ?, ?, 'pending')"
@@ -274,7 +277,7 @@ class Enroller:
             left.close()
             if head_seq:
                 raise StorageError(f"{path} holds the journal of another till", code="MIXED_DIRECTORY")
-            set_aside(path, _label(self.clock))
+        set_aside(path, _label(self.clock))  # also a log without its journal: SQLite would read it into the new one
         start = chain_start(enrolled.server, enrolled.device, self.key.public())
         mark = signed(None, read_clock(self.clock), enrolled.server_time)
         state = State(

@@ -168,11 +168,13 @@ def connect(path: Path) -> sqlite3.Connection:
             (got,) = connection.execute(f"PRAGMA {name}").fetchone()
             if got != value:
                 raise StorageError(f"{path} cannot be opened with {name} = {value}: it stays {got}", code="DISK")
-        # where it may not write, SQLite opens a file to read it alone, and says so only when somebody writes
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(f"PRAGMA user_version = {version}")
-        connection.execute("ROLLBACK")
+        # where it may not write, SQLite opens a file to read it alone, and says so only when somebody writes; on a disk
+        # that is read-only as a whole, what the journal holds must still be told
+        if not os.statvfs(path).f_flag & os.ST_RDONLY:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(f"PRAGMA user_version = {version}")
+            connection.execute("ROLLBACK")
     except BaseException:
         connection.close()
         raise
@@ -258,15 +260,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_READING: dict[tuple[int, int], int] = {}
+"""Descriptors of databases, by device and inode. They stay open: to close any descriptor of a file drops all locks that
+this process has on it (fcntl), those of SQLite too, and another process would then take the log away from under it."""
+
+
 def demand_readable(path: Path) -> None:
     """Reads every byte of a database and its log: SQLite calls malformed what the disk fails to read. Raises
     `StorageError` (`DISK`)."""
     for part in (path, path.with_name(path.name + "-wal")):
         try:
-            with part.open("rb") as file:
-                position = 0
-                while chunk := os.pread(file.fileno(), 1024 * 1024, position):
-                    position += len(chunk)
+            found = part.stat()
+            key = (found.st_dev, found.st_ino)
+            if key not in _READING:
+                _READING[key] = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+            position = 0
+            while chunk := os.pread(_READING[key], 1024 * 1024, position):
+                position += len(chunk)
         except FileNotFoundError:
             continue
         except OSError as error:

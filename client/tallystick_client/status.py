@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from tallystick_client.bundle import Bundle
 from tallystick_client.directory import Config
+from tallystick_client.errors import StorageError
 from tallystick_client.journal import Writing
 from tallystick_client.reports import FlaggedEvent, LeaseStatus, Status
 from tallystick_client.terminal import Terminal
@@ -19,7 +20,11 @@ def status(config: Config, terminal: Terminal) -> Status:
     """Raises `StorageError`. Writes nothing."""
     with terminal.journal.read() as view:
         state = view.state
-        bundle = terminal.bundle(view)
+        unread = ""
+        try:
+            bundle = terminal.bundle(view)
+        except StorageError as error:  # all else is wanted the more
+            bundle, unread = None, str(error)
         judged = terminal.judged(view)
         flagged = _flagged(view)
         anomalies = view.run("SELECT count(*) FROM events WHERE type = 'clock_anomaly'").fetchone()[0]
@@ -46,7 +51,7 @@ def status(config: Config, terminal: Terminal) -> Status:
             at=judged.at,
             last_sync_at=state.last_sync_at,
             next_sync_at=state.next_attempt_at,
-            notes=[*terminal.store.notes, *_notes(view, bundle, judged, flagged)],
+            notes=[*terminal.store.notes, *_notes(view, bundle, unread, judged, flagged)],
         )
 
 
@@ -99,8 +104,8 @@ def _flagged(view: Writing) -> list[FlaggedEvent]:
     return [FlaggedEvent(seq, one, kind, outcome, reasons.split()) for seq, one, kind, outcome, reasons in rows]
 
 
-def _notes(view: Writing, bundle: Bundle | None, judged: Judged, flagged: list[FlaggedEvent]) -> list[str]:
-    """Sentences for the person at the till, most urgent first."""
+def _notes(view: Writing, bundle: Bundle | None, unread: str, judged: Judged, flagged: list[FlaggedEvent]) -> list[str]:
+    """Sentences for the person at the till, most urgent first. `unread`: why there is no bundle."""
     state = view.state
     notes = []
     if state.retired:
@@ -108,7 +113,7 @@ def _notes(view: Writing, bundle: Bundle | None, judged: Judged, flagged: list[F
     if state.device_state is not DeviceState.ACTIVE:
         notes.append(f"this till is {state.device_state.value} at the server and may not redeem: call the operator")
     if bundle is None:
-        notes.append("this till has no vouchers yet: sync it")
+        notes.append(unread or "this till has no vouchers yet: sync it")
     elif freshness(bundle, judged) == "too_old":
         notes.append("this till was offline for too long and may not redeem: sync it")
     if state.failures:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import msgspec
 
 from tallystick_client.actions import KeepBundle
+from tallystick_client.arguments import OrderInput, as_codes, as_id, as_order
 from tallystick_client.attempts import close_attempt, earlier_receipt, pending_id
 from tallystick_client.blobs import Part
 from tallystick_client.bundle import Bundle, Entry
-from tallystick_client.errors import InvalidInput, NotNow, StorageError
+from tallystick_client.errors import NotNow, StorageError
 from tallystick_client.exchange import keep_floor, trusted_state
 from tallystick_client.journal import Journal, State, Writing, new_id
 from tallystick_client.reports import Receipt
@@ -24,15 +23,11 @@ from tallystick_client.timekeeping import STEP_S_MIN, Clock, Judged, judge, read
 from tallystick_shared.codes import fold
 from tallystick_shared.engine import Allowance, Reason, Result, Usage, brief, evaluate, result_json
 from tallystick_shared.journal import EventType, PlainBody, RedeemBody, Use, encode
-from tallystick_shared.model import Order, order_json, parse_order
+from tallystick_shared.model import Order, order_json
 from tallystick_shared.signing import sha256_hex
 from tallystick_shared.wire import DeviceState
 
-CODES_MAX = 32
-_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _BACKED = ("quota", "exclusive")
-
-OrderInput = Order | bytes | str | Mapping[str, Any]
 
 
 class Terminal:
@@ -137,7 +132,7 @@ class Terminal:
     def judged(self, view: Writing) -> Judged:
         """The time now; unsigned time may gain in one boot what a till may be offline for in all."""
         step_s = STEP_S_MIN
-        bundle = self.bundle(view)
+        bundle = self.readable_bundle(view)
         if bundle is not None:
             manifest = bundle.manifest
             step_s = int((manifest.expires_at - manifest.issued_at).total_seconds()) + manifest.caps.offline_s
@@ -150,6 +145,17 @@ class Terminal:
             self._serial = view.state.bundle_serial
         return self._bundle
 
+    def readable_bundle(self, view: Writing) -> Bundle | None:
+        """None too where the disk fails to read it: what sells nothing, a void or a sync, is not stopped by that."""
+        try:
+            return self.bundle(view)
+        except StorageError:
+            return None
+
+    def forget_bundle(self) -> None:
+        """It is read again when it is needed."""
+        self._bundle, self._serial = None, -1
+
     def take(self, change: KeepBundle, parts: list[Part], serial: int) -> None:
         """The bundle that this process has just verified and kept: it need not be read again."""
         if change.vouchers is not None:
@@ -161,7 +167,7 @@ class Terminal:
 
     def forget_ended(self, writing: Writing) -> None:
         """What is known of customers goes with the end of its voucher, which may have been put off since."""
-        at, bundle = writing.state.mark_at, self.bundle(writing)
+        at, bundle = writing.state.mark_at, self.readable_bundle(writing)
         ended = writing.run("SELECT DISTINCT voucher_id FROM customer_uses WHERE ends_at < ?", (at.isoformat(),))
         for (voucher_id,) in ended.fetchall():
             entry = None if bundle is None else bundle.by_id(voucher_id)
@@ -197,31 +203,7 @@ class Terminal:
         return _with_needs_update(result, entries)
 
 
-# ---- input --------------------------------------------------------------------------------------------------------
-
-
-def as_order(order: OrderInput) -> Order:
-    return order if isinstance(order, Order) else parse_order(order)
-
-
-def as_codes(codes: Sequence[str]) -> list[str]:
-    """At most `CODES_MAX`, each one that can be a code. Raises `InvalidInput`."""
-    if isinstance(codes, str) or not isinstance(codes, Sequence) or not all(isinstance(code, str) for code in codes):
-        raise InvalidInput("codes", "must be a list of text")
-    if len(codes) > CODES_MAX:
-        raise InvalidInput("codes", f"must be at most {CODES_MAX}", str(len(codes)))
-    for index, code in enumerate(codes):
-        try:
-            fold(code)
-        except InvalidInput as error:
-            raise error.under(f"codes[{index}]") from None
-    return list(codes)
-
-
-def as_id(text: str, path: str = "id") -> str:
-    if not isinstance(text, str) or not _UUID.fullmatch(text):
-        raise InvalidInput(path, "must be a UUID in lower case, as in 01920000-0000-7000-8000-000000000000")
-    return text
+# ---- what is asked for ----------------------------------------------------------------------------------------------
 
 
 def find_entries(bundle: Bundle, codes: Sequence[str]) -> dict[str, Entry]:

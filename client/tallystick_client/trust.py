@@ -225,7 +225,9 @@ def _cap_root(raw: bytes) -> None:
 
 
 def _read_root(raw: bytes) -> Root:
-    return _read(open_general(raw), _ROOT, "root")
+    root = _read(open_general(raw), _ROOT, "root")
+    _demand_times("root", root.expires_at)
+    return root
 
 
 def _keys_of(root: Root) -> dict[str, PublicKey]:
@@ -243,7 +245,7 @@ def _keys_of(root: Root) -> dict[str, PublicKey]:
 
 
 def _demand_times(what: str, *times: datetime) -> None:
-    """Rules 11 and 27: with a time at the end of all times nothing can be reckoned, so it would stop the till."""
+    """Rules 3, 11 and 27: with a time at the end of all times nothing can be reckoned, so it would stop the till."""
     if any(not 1970 <= one.year <= 9000 for one in times):
         raise Untrusted(f"the {what} cannot be read: it has a year that is not from 1970 to 9000", code="MALFORMED")
 

@@ -8,15 +8,16 @@ worth beyond that goes back to the gift cards that paid it. No cap and no state 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from tallystick_client.arguments import as_id, as_returned
 from tallystick_client.attempts import close_attempt, earlier_void
 from tallystick_client.errors import CallerError, InvalidInput
 from tallystick_client.journal import Writing, new_id
 from tallystick_client.reports import VoidReceipt
-from tallystick_client.terminal import Terminal, as_id, count_customer, find_entries
+from tallystick_client.terminal import Terminal, count_customer, find_entries
 from tallystick_shared.engine import Applied, Result, ResultLine
 from tallystick_shared.journal import EventType, RedeemBody, Returned, Use, VoidBody, encode, read_envelope
 from tallystick_shared.model import Order, parse_order
@@ -36,7 +37,7 @@ class _Redemption(msgspec.Struct, frozen=True):
 def void(
     terminal: Terminal,
     redemption_id: str,
-    returned: Sequence[Returned] = (),
+    returned: Iterable[Returned] = (),
     reason: str = "",
     *,
     void_id: str | None = None,
@@ -54,6 +55,7 @@ def void(
     `UNCERTAIN`: then asking again with the same id tells.
     """
     as_id(redemption_id, "redemption_id")
+    returned = as_returned(returned)
     with terminal.journal.write() as writing:
         # 1
         if void_id is not None:
@@ -166,7 +168,7 @@ def _merged(order: Order, before: dict[str, int], returned: Sequence[Returned]) 
             raise InvalidInput(f"returned[{index}].line_id", "must be a line of the redemption", repr(one.line_id)[:80])
         now[one.line_id] = now.get(one.line_id, 0) + one.units
         left = quantities[one.line_id] - before.get(one.line_id, 0)
-        if one.units < 1 or now[one.line_id] > left:
+        if now[one.line_id] > left:
             raise InvalidInput(f"returned[{index}].units", f"must be 1 to {left}, what is left of line {one.line_id}",
                                str(now[one.line_id]))  # fmt: skip
     return now
@@ -227,7 +229,7 @@ def _readable(reason: str) -> str:
 
 def _forget_customer(terminal: Terminal, writing: Writing, redemption: _Redemption) -> None:
     """A voided redemption is none of the customer's uses any more."""
-    bundle = terminal.bundle(writing)
+    bundle = terminal.readable_bundle(writing)
     if bundle is not None:
         for entry in find_entries(bundle, [applied.code for applied in redemption.result.applied]).values():
             count_customer(writing, entry, redemption.order, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, event, inspect, make_url, text
@@ -107,8 +107,10 @@ class Database:
         """Every migration up to the newest, in one transaction. A new SQLite file is for its owner alone."""
         try:
             if self._sqlite_file is not None:
-                # SQLite gives -wal and -shm the mode of the file
-                os.close(os.open(self._sqlite_file, os.O_RDWR | os.O_CREAT, 0o600))
+                # SQLite gives -wal and -shm the mode of the file. One that is there is left alone: to close a
+                # descriptor of it would drop the locks of all connections of this process (fcntl)
+                with suppress(FileExistsError):
+                    os.close(os.open(self._sqlite_file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             async with self._one_writer, self.engine.connect() as plain:
                 connection = await plain.execution_options(tallystick_write=True)
                 async with connection.begin():

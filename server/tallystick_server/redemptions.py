@@ -115,6 +115,8 @@ async def _settle(server: Server, transaction: Transaction, asked: _Asked, now: 
     mine = (redemptions.c.issuer == asked.issuer) & (redemptions.c.redemption_id == asked.id)
     before = (await transaction.execute(select(redemptions).where(mine))).one_or_none()
     if before is not None:
+        if before.online and not before.content_sha256:
+            raise CallerError("this id was voided before its redemption came; make a new one", code="IDENTIFIER_REUSED")
         if before.content_sha256 != asked.content_sha256:
             raise CallerError("this id was used for another redemption; make a new one", code="IDENTIFIER_REUSED")
         return RedeemAnswer(asked.id, before.at, True, msgspec.Raw(before.result))

@@ -286,9 +286,14 @@ def _time(envelope: Envelope, facts: Facts, rules: Rules, flags: set[Flag]) -> N
 def _void(envelope: Envelope, facts: Facts, flags: set[Flag]) -> Outcome:
     """Units and minor return to the pool once (I3); a partial return gives back minor only.
 
-    Without uses it is of an online attempt whose answer was lost: all of it returns that has not yet.
+    Without uses it is of an online attempt whose answer was lost: all of it returns that has not yet. If the attempt
+    itself was lost, its id is used up, so that a copy of the request that is still on its way takes nothing.
     """
     redemption = facts.redemptions.get(envelope.ref or "")
+    if redemption is None and envelope.ref is not None and not envelope.uses:
+        # nothing came under that id, and nothing may come now: the customer has gone without it
+        facts.redemptions[envelope.ref] = _never_redeemed(envelope.ref, envelope.at)
+        return Outcome.APPLIED
     if redemption is None or any(use.voucher_id not in redemption.uses for use in envelope.uses):
         flags.add(Flag.WITHOUT_COVER)  # it voids what this device never redeemed
         return Outcome.FLAGGED
@@ -307,6 +312,13 @@ def _void(envelope: Envelope, facts: Facts, flags: set[Flag]) -> Outcome:
         if redemption.customer_id is not None and units:
             _move_customer((voucher_id, redemption.customer_id), -units, facts)
     return Outcome.FLAGGED if flags else Outcome.APPLIED
+
+
+def _never_redeemed(redemption_id: str, at: datetime) -> RedemptionFacts:
+    return RedemptionFacts(
+        id=redemption_id, at=at, store_id=None, customer_id=None, online=True, content_sha256="", body_sha256=None,
+        result=b"null", uses={}, is_new=True,
+    )  # fmt: skip
 
 
 def _close(envelope: Envelope, facts: Facts, flags: set[Flag]) -> Outcome:

@@ -280,7 +280,8 @@ redemptions = Table(
     Column("store_id", String(256)),
     Column("customer_id", String(256)),
     Column("online", Integer, nullable=False),
-    # what was asked: the order and the codes; empty where the body of an event cannot be read
+    # what was asked: the order and the codes; empty where the body of an event cannot be read, and of an online attempt
+    # that was voided before it came
     Column("content_sha256", DIGEST, nullable=False),
     Column("body_sha256", DIGEST),
     Column("result", LargeBinary, nullable=False),

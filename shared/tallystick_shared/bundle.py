@@ -141,6 +141,7 @@ def read_lines(raw: bytes) -> Iterator[BundleVoucher | str]:
     """Each line of an unpacked blob: a voucher to put, or the id of one to drop. Raises `Untrusted` (`MALFORMED`)."""
     for number, line in enumerate(raw.splitlines(), 1):
         try:
+            line.decode()  # also what is ignored is UTF-8
             one = _DECODER.decode(line)
         except NOT_JSON as error:
             raise Untrusted(f"line {number} of the blob cannot be read: {error}", code="MALFORMED") from error

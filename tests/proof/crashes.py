@@ -20,7 +20,7 @@ from tests.client.test_upgrade import downgrade
 from tests.proof.straced import Lived, Zygote
 from tests.proof.tally import Tally
 from tests.proof.till_day import Life, Step, make_step, plan
-from tests.proof.till_day_check import Checked
+from tests.proof.till_day_check import Checked, read
 from tests.proof.till_day_shop import TILL, Shop, own_folder, template
 
 LIVES = 30
@@ -34,7 +34,7 @@ CALLS = {"sync": SYNC, "lost": SYNC, "close": OPENING, "open": OPENING, "forget"
          "final": SMALL_FILES}  # fmt: skip
 """By the step that is struck; a sale and its like where there is none."""
 STRUCK = sorted({call for calls in CALLS.values() for call in calls})
-SCENES = {"day": 24, "bundle": 4, "enroll": 1, "upgrade": 1, "purge": 1}
+SCENES = {"day": 24, "bundle": 4, "void": 3, "enroll": 1, "upgrade": 1, "purge": 1}
 
 
 class Case:
@@ -80,6 +80,16 @@ class Case:
         self.shop.publish([{"code": f"NEW-{mark}-{one}", "discount": discount} for one in range(count)])
         steps = [self.step("sync"), self.step("close"), *self.steps(2)]
         self.strike(TILL, steps, 0)
+
+    def scene_void(self) -> None:
+        """A void or a return is asked for again by the next processes, whatever was told of it."""
+        sale = self.step("redeem")
+        void = make_step(self.chance, self.next(), self.chance.choice(["void", "return"]), [sale.id])
+        self.strike(TILL, [sale, void], 1)
+        for struck in (True, False):
+            if void.own in read(self.shop.path()).void_ids:
+                self.tally.see("a void asked for again")
+            self.strike(TILL, [msgspec.structs.replace(void, number=self.next())], 0, struck=struck)
 
     def scene_enroll(self) -> None:
         """Again with the same token, until it is done."""
@@ -191,7 +201,7 @@ def lacks(tally: Tally) -> list[str]:
     if tally.units >= 1000:
         kinds += ["void", "return", "online", "enroll", "open", "final", "close", "forget"]
     said += [f"no kill in {kind}" for kind in kinds if not tally.seen.get(f"killed in {kind}")]
-    for met in ("in flight, recorded", "in flight, not recorded", "asked again"):
+    for met in ("in flight, recorded", "in flight, not recorded", "asked again", "a void asked for again"):
         if not tally.seen.get(met):
             said.append(f"never met: {met}")
     return said + ([] if tally.acknowledged else ["nothing was acknowledged"])
@@ -218,4 +228,5 @@ CONTROLS = {
     "the use of a lease committed apart from its event": control("lease_apart", {"day": 1}),
     "small files written in their place": control("written_in_place", {"enroll": 1}),
     "an id that is not looked up": control("forgets_ids", {"day": 1}),
+    "a void that gives back again when it is asked for again": control("gives_back_again", {"void": 1}),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tallystick_client import directory, exporting, journal, terminal
+from tallystick_client import directory, exporting, journal, terminal, voids
 from tests.proof import till_day
 
 
@@ -66,3 +66,20 @@ def forgets_ids() -> None:
         return original(self, writing, bundle, *rest, None if known else redemption_id)  # type: ignore[arg-type, call-arg]
 
     terminal.Terminal._redeem = redeem  # type: ignore[assignment, method-assign]
+
+
+def gives_back_again() -> None:
+    """A void that is asked for again gives back again, under an id of its own."""
+
+    def knows_nothing(writing: journal.Writing, void_id: str, redemption_id: str, _: object) -> None:
+        if writing.run("SELECT 1 FROM events WHERE id = ?", (void_id,)).fetchone() is None:
+            return
+        own = journal.new_id(writing.state.mark_at)
+        append, execute = writing.append, writing.execute
+        execute("DELETE FROM voids WHERE redemption_id = ?", (redemption_id,))  # else it is refused as ALREADY_VOIDED
+        writing.append = lambda kind, _, *rest, **named: append(kind, own, *rest, **named)  # type: ignore[method-assign]
+        writing.execute = lambda statement, values=(): execute(  # type: ignore[method-assign]
+            statement, [own if one == void_id else one for one in values]
+        )
+
+    voids.earlier_void = knows_nothing  # type: ignore[assignment, attr-defined]

@@ -8,9 +8,11 @@ from typing import Any
 from tallystick_shared.signing import Typ
 from tests.vectors.protocol_parts import (
     BUNDLE,
+    DEEP,
     DEVICE,
     DEVICE_KEY,
     HASHES,
+    NOT_UTF8,
     OTHER,
     RECEIPT,
     ROOT_A,
@@ -22,6 +24,7 @@ from tests.vectors.protocol_parts import (
     b64,
     filled_to,
     jws,
+    noted,
     position,
     root,
     time,
@@ -129,6 +132,12 @@ def answers() -> Iterator[Case]:
         ("forgets-in-a-new-epoch", "A server restored from a backup may acknowledge less, in a new epoch.", "31",
          answer(server_epoch=3, acknowledged=position(1), durable=position(1)), {"journal": whole}),
         ("last-second", "One second before the root expires.", "9", answer(), {"root": root(expires_at=time(1))}),
+        ("retry-after-a-week", "A client waits a day at most, and refuses no answer that asks for more.", "27",
+         answer(retry_after_s=7 * 86_400), {}),
+        ("first-year", "Signed in 1970, and so is the end of a lease.", "27",
+         answer(server_time="1970-01-01T00:00:00Z", leases=[lease(1, expires_at="1970-01-01T00:00:00Z")]), {}),
+        ("last-year", "Signed at the end of 9000, and so is the end of a lease.", "27",
+         answer(server_time="9000-12-31T23:59:59Z", leases=[lease(1, expires_at="9000-12-31T23:59:59Z")]), {}),
     ):  # fmt: skip
         yield case(id_, shows, rule, sign(document), ok=True, **how)
     yield case(
@@ -170,6 +179,7 @@ def answers() -> Iterator[Case]:
         ("negative-mark", "The ledger mark is -1.", "ledger_mark", -1),
     ):
         yield case(id_, shows, "27", sign(with_part(answer(), path, value)))
+    yield from _of_bounds(case)
     refused: list[tuple[str, str, str, Doc, Doc]] = [
         ("other-device", "It is to another device.", "28", answer(device=OTHER), {}),
         ("other-request", "It answers another request.", "28", answer(request_sha256="a2" * 32), {}),
@@ -192,6 +202,27 @@ def answers() -> Iterator[Case]:
     ]  # fmt: skip
     for id_, shows, rule, document, how in refused:
         yield case(id_, shows, rule, sign(document), **how)
+
+
+def _of_bounds(case: Any) -> Iterator[Case]:
+    """Numbers and times that a till could not reckon with, and what no reader has to follow: rule 27."""
+    for id_, shows, changed, base in (
+        ("retry-after-too-large", "retry_after_s is 1,000,000,000,000,001.", {"retry_after_s": 10**15 + 1},
+         "retry-after-a-week"),
+        ("retry-after-too-small", "retry_after_s is -1.", {"retry_after_s": -1}, "good"),
+        ("signed-in-1969", "It is signed in 1969.", {"server_time": "1969-12-31T23:59:59Z"}, "first-year"),
+        ("signed-in-9001", "It is signed in 9001.", {"server_time": "9001-01-01T00:00:00Z"}, "last-year"),
+        ("lease-until-1969", "A lease ends in 1969.", {"leases": [lease(1, expires_at="1969-12-31T23:59:59Z")]},
+         "first-year"),
+        ("lease-until-9001", "A lease ends in 9001.",
+         {"leases": [lease(1), lease(2, expires_at="9001-01-01T00:00:00Z")]}, "last-year"),
+    ):  # fmt: skip
+        yield case(id_, shows, "27", sign(answer(**changed)), base=f"answer-{base}")
+    for id_, shows, note in (
+        ("not-utf8", "A field that is not known is not UTF-8.", NOT_UTF8),
+        ("deep", "A field that is not known has lists in lists, 20,000 deep.", DEEP),
+    ):
+        yield case(id_, shows, "27", sign(noted(answer(), note)), base="answer-unknown-field")
 
 
 # ---- enrolment and online redemption
@@ -231,6 +262,9 @@ def enrolments() -> Iterator[Case]:
     yield case("bundle-key", "Signed by the key of the role bundle.", "J5", signed(enrolled(), BUNDLE))
     yield case("without-scope", "scope is missing.", "27", signed(with_part(enrolled(), "scope", ...)))
     yield case("scope-of-two-lines", "The scope's name has a line end.", "27", signed(enrolled(scope="main\n")))
+    yield case("not-utf8", "A field that is not known is not UTF-8.", "27", signed(noted(enrolled(), NOT_UTF8)))
+    for year, at in (("1969", "1969-12-31T23:59:59Z"), ("9001", "9001-01-01T00:00:00Z")):
+        yield case(f"signed-in-{year}", f"It is signed in {year}.", "27", signed(enrolled(server_time=at)))
     yield case("other-request", "It answers another request.", "28", signed(enrolled(request_sha256="a2" * 32)))
     yield case("other-server", "It is of another server than the root.", "28",
                signed(enrolled(server="01978000-0000-7000-8000-00000000a002")))  # fmt: skip
@@ -269,6 +303,10 @@ def redemptions() -> Iterator[Case]:
     yield case("typ-redeem", "Signed as a request.", "J4", signed({}, typ=Typ.REDEEM))
     yield case("bundle-key", "Signed by the key of the role bundle.", "J5", signed({}, BUNDLE))
     yield case("redeemed-1", "redeemed is 1, not true.", "27", signed({"redeemed": 1}))
+    not_utf8 = jws(RECEIPT, Typ.REDEEMED, noted(document, NOT_UTF8))
+    yield case("not-utf8", "A field that is not known is not UTF-8.", "27", not_utf8)
+    for year, at in (("1969", "1969-12-31T23:59:59Z"), ("9001", "9001-01-01T00:00:00Z")):
+        yield case(f"redeemed-in-{year}", f"It was redeemed in {year}.", "27", signed({"at": at}))
     yield case("other-device", "It is to another device.", "28", signed({"device": OTHER}))
     yield case("to-an-operator", "It is to no device.", "28", signed({"device": None, "request_sha256": None}))
     yield case("other-request", "It answers another request.", "28", signed({"request_sha256": "a2" * 32}))

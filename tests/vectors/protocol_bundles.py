@@ -8,6 +8,8 @@ from typing import Any
 import zstandard
 
 from tests.vectors.protocol_parts import (
+    NOT_UTF8,
+    SKIPPABLE_FRAME,
     VOUCHERS,
     Case,
     Doc,
@@ -16,7 +18,9 @@ from tests.vectors.protocol_parts import (
     digest_of_state,
     drop,
     framed,
+    in_blocks,
     manifest,
+    no_frames,
     packed,
     put,
     ref,
@@ -146,6 +150,8 @@ def bundles() -> Iterator[Case]:
     )  # fmt: skip
     window = zstandard.ZstdCompressionParameters(window_log=27)
     yield case("window", "A frame may ask for a window of 128 MiB.", "19", of_bundle(framed(FIRST, window), {}, both))
+    yield case("blocks", "A frame may have several blocks, and not say its size.", "19",
+               of_bundle(in_blocks(FIRST), {}, both))  # fmt: skip
     yield from _refused(case, one, both)
     yield from _fallen_back(case, one, two)
 
@@ -177,6 +183,13 @@ def _refused(case: Any, one: bytes, both: str) -> Iterator[Case]:
     wide = framed(FIRST, window)
     yield case("wide-window", "The frame asks for a window of 256 MiB.", "19", of_bundle(wide, {}, both),
                "bundle-window")  # fmt: skip
+    for id_, shows, blob in no_frames(put(1), put(2)):
+        yield case(id_, shows, "19", of_bundle(blob, {}, both), "bundle-blocks")
+    for id_, shows, blob in (
+        ("no-frame", "The blob has no bytes, and so no frame.", b""),
+        ("skippable-frame-alone", "The blob is a skippable frame.", SKIPPABLE_FRAME),
+    ):
+        yield case(id_, shows, "19", of_bundle(blob, {}, "0" * 64, vouchers=0), "bundle-empty")
     bomb = _framed_lines(UNPACKED_BYTES_MAX + 1)
     yield case("bomb", "A small blob unpacks to more than 512 MiB.", "19", of_bundle(bomb, {}, both), base)
     for id_, shows, lines in (
@@ -187,6 +200,8 @@ def _refused(case: Any, one: bytes, both: str) -> Iterator[Case]:
         ("other-verb", "A line holds a field besides.", FIRST + b'{"patch":1}\n'),
         ("no-revision", "A voucher's line has no revision.", put(1) + put(2).replace(b'"revision":1,', b"")),
         ("not-utf8", "A line is not UTF-8.", put(1) + put(2, code="x").replace(b'"x"', b'"\xff"')),
+        ("not-utf8-ignored", "A field of a voucher that is not known is not UTF-8.",
+         put(1) + put(2, raw=VOUCHERS[2][:-1] + b',"note":' + NOT_UTF8 + b"}")),
     ):  # fmt: skip
         yield refused(id_, shows, "19", lines)
     for id_, shows, lines in (
@@ -226,6 +241,8 @@ def _fallen_back(case: Any, one: bytes, two: bytes) -> Iterator[Case]:
     yield fallen("digest", "The delta has another digest.", "18", two, served={6: two[:-1] + bytes([two[-1] ^ 1])})
     yield fallen("no-zstd", "The delta is no zstd.", "19", drop(1) + drop(2))
     yield fallen("no-json", "The delta has a line that is no JSON.", "19", packed(drop(1) + put(3) + b"{\n"))
+    yield fallen("frame-behind", "Another frame follows that of the delta, with nothing in it.", "19",
+                 two + packed(b""))  # fmt: skip
     yield fallen("id-twice", "The delta has one voucher twice.", "22", packed(drop(1) + put(3) + drop(3)))
     yield fallen("code-twice", "The delta puts one code twice.", "22", packed(put(3) + put(4, code="thirty")))
     yield fallen("state", "The delta leads to another state.", "24", packed(put(3)))

@@ -13,6 +13,8 @@ from tallystick_shared.signing import Typ, b64u
 from tests.vectors.protocol_parts import (
     BUNDLE,
     BUNDLE_NEW,
+    DEEP,
+    NOT_UTF8,
     RECEIPT,
     ROOT_A,
     SALT,
@@ -25,6 +27,7 @@ from tests.vectors.protocol_parts import (
     filled_to,
     jws,
     manifest,
+    noted,
     packed,
     put,
     ref,
@@ -122,6 +125,7 @@ def manifests() -> Iterator[Case]:
     yield case("too-large", "65,537 bytes are.", "J1", filled_to(MANIFEST_BYTES_MAX + 1, BUNDLE, Typ.MANIFEST, good))
     yield from _of_form(case, good, token)
     yield from _of_signatures(case, good, token)
+    yield from _of_bounds(case, good)
     for id_, shows, path, value in (
         ("version-0", "The version is 0.", "version", 0),
         ("no-epoch", "server_epoch is missing.", "server_epoch", ...),
@@ -138,6 +142,10 @@ def manifests() -> Iterator[Case]:
     yield case("array", "The payload is a list.", "11", sign([good]))
     yield case("byte-order-mark", "A byte order mark stands before the payload.", "11",
                sign(b"\xef\xbb\xbf" + compact(good)))  # fmt: skip
+    yield case("not-utf8", "A field that is not known is not UTF-8.", "11", sign(noted(good, NOT_UTF8)),
+               base="manifest-unknown-field")  # fmt: skip
+    yield case("deep", "A field that is not known has lists in lists, 20,000 deep.", "11", sign(noted(good, DEEP)),
+               base="manifest-unknown-field")  # fmt: skip
 
     def starts(*versions: int) -> bytes:
         return sign(good | {"deltas": [{"from_version": version, **ref(one)} for version in versions]})
@@ -205,6 +213,31 @@ def _of_form(case: Any, good: Doc, token: bytes) -> Iterator[Case]:
         ("alg-lower-case", "alg is ed25519 in lower case.", headed({"alg": "ed25519", "kid": kid, "typ": typ})),
     ):  # fmt: skip
         yield case(id_, shows, "J3", message)
+
+
+def _of_bounds(case: Any, good: Doc) -> Iterator[Case]:
+    """Numbers and times that a till could not reckon with: rule 11."""
+    numbers = {"caps.offline_s": 10**9, "caps.redemptions": 10**9, "caps.amount_minor": 10**15, "poll_after_s": 10**9}
+    largest = good
+    for path, most in numbers.items():
+        largest = with_part(largest, path, most)
+    yield case("largest-numbers", "The largest caps and the longest wait.", "11", sign(largest), ok=True)
+    for path, most in numbers.items():
+        name = path.rpartition(".")[2]
+        id_, shows = f"{name.replace('_', '-')}-too-large", f"{name} is {most + 1:,}."
+        yield case(id_, shows, "11", sign(with_part(largest, path, most + 1)), base="manifest-largest-numbers")
+    for path, value in (("caps.offline_s", -1), ("caps.redemptions", 0), ("caps.amount_minor", -1)):
+        name = path.partition(".")[2]
+        message = sign(with_part(good, path, value))
+        yield case(f"{name.replace('_', '-')}-too-small", f"{name} is {value}.", "11", message)
+    years = good | {"issued_at": "1970-01-01T00:00:00Z", "expires_at": "9000-12-31T23:59:59Z"}
+    yield case("years", "Issued in 1970, until the end of 9000.", "11", sign(years), ok=True)
+    for id_, shows, changed in (
+        ("issued-in-1969", "It is issued in 1969.", {"issued_at": "1969-12-31T23:59:59Z"}),
+        ("issued-in-9001", "It is issued in 9001.", {"issued_at": "9001-01-01T00:00:00Z"}),
+        ("expires-in-9001", "It expires in 9001.", {"expires_at": "9001-01-01T00:00:00Z"}),
+    ):
+        yield case(id_, shows, "11", sign(years | changed), base="manifest-years")
 
 
 def _of_signatures(case: Any, good: Doc, token: bytes) -> Iterator[Case]:

@@ -45,6 +45,17 @@ class Key:
         return {"alg": ALGORITHM, "kid": self.kid, "typ": typ}
 
 
+class Point(Key):
+    """A key that nobody made: 32 bytes. Where the point is of order 1, the one signature here holds for any message."""
+
+    def __init__(self, raw: str) -> None:
+        self.jwk = {"kty": "OKP", "crv": "Ed25519", "x": b64u(bytes.fromhex(raw))}
+        self.kid = b64u(hashlib.sha256(compact({name: self.jwk[name] for name in ("crv", "kty", "x")})).digest())
+
+    def signature(self, signed: bytes) -> bytes:
+        return b"\1" + b"\0" * 63
+
+
 NAMES = "root_a root_b root_c root_d bundle bundle_new receipt device other_device stranger"
 KEYS = {name: Key(name) for name in NAMES.split()}
 ROOT_A, ROOT_B, ROOT_C, ROOT_D, BUNDLE, BUNDLE_NEW, RECEIPT, *_ = KEYS.values()
@@ -70,12 +81,16 @@ def compact(value: Any) -> bytes:
 
 
 def b64(raw: bytes) -> str | list[Doc]:
-    """Bytes as an input holds them: base64, or, where they are many, parts of which one comes many times."""
-    run = re.search(rb"(.{1,4}?)\1{999,}", raw, re.DOTALL) if len(raw) > 8192 else None
-    if run is None:
+    """Bytes as an input holds them: base64, or, where they are many, parts of which some come many times."""
+    runs = list(re.finditer(rb"(.{1,4}?)\1{999,}", raw, re.DOTALL)) if len(raw) > 8192 else []
+    if not runs:
         return base64.b64encode(raw).decode("ascii")
-    start, end = run.span()
-    parts = [(raw[:start], 1), (run[1], (end - start) // len(run[1])), (raw[end:], 1)]
+    parts, at = [], 0
+    for run in runs:
+        start, end = run.span()
+        parts += [(raw[at:start], 1), (run[1], (end - start) // len(run[1]))]
+        at = end
+    parts.append((raw[at:], 1))
     return [{"base64": base64.b64encode(part).decode("ascii"), "times": times} for part, times in parts if part]
 
 
@@ -85,6 +100,15 @@ def jws(key: Key, typ: str, payload: Any, *, header: Any = None) -> bytes:
     parts = [one if isinstance(one, bytes) else compact(one) for one in (first, payload)]
     signed = b".".join(b64u(one).encode() for one in parts)
     return signed + b"." + b64u(key.signature(signed)).encode()
+
+
+NOT_UTF8 = b'"\xff"'
+DEEP = b"[" * 20_000 + b"]" * 20_000
+
+
+def noted(document: Doc, note: bytes) -> bytes:
+    """With one field more, which nobody knows."""
+    return b'{"note":' + note + b"," + compact(document)[1:]
 
 
 def filled_to(size: int, key: Key, typ: str, document: Doc) -> bytes:
@@ -196,6 +220,29 @@ def framed(lines: bytes, parameters: zstandard.ZstdCompressionParameters) -> byt
     """As a stream, so that the frame says its window and not its size."""
     made = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     return made.compress(lines) + made.flush()
+
+
+def in_blocks(lines: bytes) -> bytes:
+    """One frame of two blocks, the last one with nothing in it: three bytes."""
+    made = zstandard.ZstdCompressor(level=3).compressobj()
+    return made.compress(lines) + made.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK) + made.flush()
+
+
+SKIPPABLE_FRAME = b"\x50\x2a\x4d\x18\4\0\0\0note"
+
+
+def no_frames(first: bytes, second: bytes) -> list[tuple[str, str, bytes]]:
+    """By name and sentence: what a lenient reader of zstd takes for one frame of these lines."""
+    whole = packed(first + second)
+    return [
+        ("two-frames", "Two frames follow each other, and the lines are in both.", packed(first) + packed(second)),
+        ("frame-behind", "Another frame follows, with nothing in it.", whole + packed(b"")),
+        ("skippable-frame", "A skippable frame stands before the frame.", SKIPPABLE_FRAME + whole),
+        ("skippable-frame-behind", "A skippable frame follows the frame.", whole + SKIPPABLE_FRAME),
+        ("byte-behind", "A byte follows the frame.", whole + b"\0"),
+        ("cut-off", "The frame has no end: its last block, with nothing in it, is missing.",
+         in_blocks(first + second)[:-3]),
+    ]  # fmt: skip
 
 
 def ref(blob: bytes, **more: Any) -> Doc:

@@ -10,6 +10,8 @@ from tallystick_shared.signing import Typ, b64u, sha256_hex
 from tests.vectors.protocol_parts import (
     BUNDLE,
     BUNDLE_NEW,
+    DEEP,
+    NOT_UTF8,
     RECEIPT,
     ROOT_A,
     ROOT_B,
@@ -19,10 +21,12 @@ from tests.vectors.protocol_parts import (
     STRANGER,
     Case,
     Doc,
+    Point,
     b64,
     compact,
     flat,
     general,
+    noted,
     root,
     time,
     with_keys,
@@ -106,6 +110,9 @@ def first_roots() -> Iterator[Case]:
         ("no-server", "server_id is missing.", general(with_part(root(), "server_id", ...), SIGNERS)),
         ("server-upper-case", "server_id is in upper case.", general(root(server_id=SERVER.upper()), SIGNERS)),
         ("no-kids", "The role receipt has no key.", general(with_part(root(), "roles.receipt.kids", []), SIGNERS)),
+        ("not-utf8", "A field that is not known is not UTF-8.", general(noted(root(), NOT_UTF8), SIGNERS)),
+        ("expires-in-9001", "It expires in 9001.", general(root(expires_at="9001-01-01T00:00:00Z"), SIGNERS)),
+        ("deep", "A field that is not known has lists in lists, 20,000 deep.", general(noted(root(), DEEP), SIGNERS)),
     ):  # fmt: skip
         yield case(id_, shows, "3", message)
     yield case("other-version", "It is version 1 and the token names version 2.", "4", good, version=2)
@@ -127,6 +134,15 @@ def first_roots() -> Iterator[Case]:
         ("short-key", "A key has 31 bytes.", BUNDLE.jwk | {"x": b64u(b"\1" * 31)}),
     ):
         yield case(id_, shows, "6", general(with_part(root(), f"keys.{BUNDLE.kid}", jwk), SIGNERS))
+    weak = Point("01" + "00" * 31)
+    of_anybody = root(keys=root()["keys"] | {weak.kid: weak.jwk})
+    for id_, shows, role, kids, signers in (
+        ("small-order", "The key of the role bundle is a point of order 1: anybody can sign for it.", "bundle",
+         [weak.kid], SIGNERS),
+        ("small-order-signs", "So is one of the two root keys that signed it, with a signature that holds for all.",
+         "root", [ROOT_A.kid, weak.kid], [ROOT_A, weak]),
+    ):  # fmt: skip
+        yield case(id_, shows, "6", general(with_part(of_anybody, f"roles.{role}.kids", kids), signers))
     first, second = flat(ROOT_A, raw), flat(ROOT_B, raw)
     bad = {**second, "signature": b64u(ROOT_B.signature(b"something else"))}
     for id_, shows, message in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from tallystick_shared.signing import Typ, sha256_hex
 from tests.vectors.protocol_answers import lease
 from tests.vectors.protocol_parts import (
     BUNDLE,
+    DEEP,
     DEVICE,
     DEVICE_KEY,
     HASHES,
+    NOT_UTF8,
     OTHER_KEY,
     RECEIPT,
     ROOT_A,
@@ -25,12 +28,16 @@ from tests.vectors.protocol_parts import (
     Case,
     Doc,
     Key,
+    Point,
     b64,
     body,
     compact,
     envelope,
     framed,
+    in_blocks,
     jws,
+    no_frames,
+    noted,
     packed,
     position,
     time,
@@ -66,7 +73,7 @@ def head(frame: bytes, **changed: Any) -> Doc:
     } | changed
 
 
-def sync_body(document: Doc, frame: bytes, *, key: Key = DEVICE_KEY, typ: str = Typ.SYNC) -> bytes:
+def sync_body(document: Doc | bytes, frame: bytes, *, key: Key = DEVICE_KEY, typ: str = Typ.SYNC) -> bytes:
     return jws(key, typ, document) + b"\n" + frame
 
 
@@ -93,6 +100,8 @@ def syncs() -> Iterator[Case]:
                ok=True)  # fmt: skip
     fast = zstandard.ZstdCompressor(level=19).compress(lines(2, 3))
     yield case("other-level", "Any level of compression.", "S4", whole(fast), ok=True)
+    yield case("blocks", "A frame may have several blocks, and not say its size.", "S4",
+               whole(in_blocks(lines(2, 3))), ok=True)  # fmt: skip
     raws = [_of_number(seq) for seq in range(1, BATCH_EVENTS_MAX + 2)]
     for count in (BATCH_EVENTS_MAX, BATCH_EVENTS_MAX + 1):
         many = packed(b"".join(raw + b"\n{}\n" for raw in raws[:count]))
@@ -115,10 +124,17 @@ def syncs() -> Iterator[Case]:
         ("boot-id-line-end", "The boot's id has a line end.", "clock.boot_id", "a\nb"),
     ):
         yield case(id_, shows, "S2", sync_body(with_part(head(frame), path, value), frame))
+    for id_, shows, note in (
+        ("not-utf8", "A field that is not known is not UTF-8.", NOT_UTF8),
+        ("deep", "A field that is not known has lists in lists, 20,000 deep.", DEEP),
+    ):
+        yield case(id_, shows, "S1", sync_body(noted(head(frame), note), frame), base="sync-unknown-field")
     flipped = frame[:-1] + bytes([frame[-1] ^ 1])
     yield case("flipped-bit", "One bit of the frame is another.", "S3", sync_body(head(frame), flipped))
     yield case("one-byte-more", "The frame has one byte more than line 1 says.", "S3", good + b"\0")
     yield case("no-zstd", "The events are not compressed.", "S4", whole(lines(2, 3)))
+    for id_, shows, blob in no_frames(lines(2), lines(3)):
+        yield case(id_, shows, "S4", whole(blob), base="sync-blocks")
     for log, id_, size in ((23, "window", "8"), (24, "wide-window", "16")):
         parameters = zstandard.ZstdCompressionParameters(window_log=log)
         streamed = whole(framed(lines(2, 3), parameters))
@@ -203,6 +219,21 @@ def tokens() -> Iterator[Case]:
     yield case("three-parts", "The digest is missing.", good.rpartition(".")[0])
     yield case("version-no-number", "The version is no number.", good.replace(".3.", ".x."))
     yield case("short-digest", "The digest has 63 digits.", good[:-1])
+    yield case("long-digest", "The digest has 65 digits.", good + "f")
+    yield case("digest-upper-case", "The digest is in upper case.", good.replace(pin, pin.upper()))
+    yield case("digest-no-hex", "The digest has a letter that is no hexadecimal digit.", good[:-1] + "g")
+    yield case("digest-base64", "The digest is in base64, padded.",
+               good.replace(pin, base64.b64encode(bytes.fromhex(pin)).decode()))  # fmt: skip
+    for id_, shows, version in (
+        ("version-0", "The version is 0.", "0"),
+        ("version-leading-0", "The version begins with a 0.", "03"),
+        ("version-signed", "The version has a sign.", "+3"),
+        ("version-other-digits", "The version's digit is not ASCII.", "\u0663"),
+        ("version-with-space", "White space stands before the version.", " 3"),
+        ("version-too-large", "The version has 17 digits.", "1" + "0" * 16),
+    ):
+        yield case(id_, shows, good.replace(".3.", f".{version}."))
+    yield case("two-lines", "A line end stands before the digest.", good.replace(pin, f"\n{pin}"))
 
 
 # ---- computations
@@ -221,6 +252,27 @@ def thumbprints() -> Iterator[Case]:
     yield given("thumbprint", "rfc-8037", "The example of RFC 8037, A.3.", key=rfc)
     yield Case("thumbprint-padded", "The key's x is padded.", "6",
                {"check": "thumbprint", "key": rfc | {"x": rfc["x"] + "="}}, "thumbprint-rfc-8037")  # fmt: skip
+    for id_, shows, raw in _POINTS:
+        yield Case(f"thumbprint-{id_}", shows, "6", {"check": "thumbprint", "key": Point(raw).jwk},
+                   "thumbprint-device")  # fmt: skip
+
+
+_POINTS = [
+    ("order-1", "The key is the point of order 1: anybody can sign for it.", "01" + "00" * 31),
+    ("order-2", "The key is the point of order 2.", "ec" + "ff" * 30 + "7f"),
+    ("order-4", "The key is a point of order 4.", "00" * 32),
+    ("order-4-other-sign", "The key is the other point of order 4.", "00" * 31 + "80"),
+    ("order-8", "The key is a point of order 8.", "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+    ("order-8-other", "The key is another point of order 8.",
+     "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+    ("order-8-other-sign", "The key is a third point of order 8.",
+     "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa"),
+    ("order-1-other-sign", "The key is the point of order 1, with a sign that it does not have.",
+     "01" + "00" * 30 + "80"),
+    ("order-1-other-spelling", "The key is the point of order 1, its y with 2^255 - 19 added.",
+     "ee" + "ff" * 30 + "7f"),
+    ("y-too-large", "The key's y is 2^255 - 16: a y is below 2^255 - 19.", "f0" + "ff" * 30 + "7f"),
+]  # fmt: skip
 
 
 def signatures() -> Iterator[Case]:
