@@ -35,7 +35,7 @@ AUTH_SCHEME = "Tallystick"
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 """One line of text, without control characters."""
 Nonce = Annotated[str, Meta(min_length=16, max_length=64)]
-_TOKEN = re.compile(r"tally1\.([^.]*)\.([1-9][0-9]{0,15})\.([0-9a-f]{64})")
+_TOKEN = re.compile(r"tally1\.([A-Za-z0-9_-]+)\.([1-9][0-9]{0,15})\.([0-9a-f]{64})")
 
 
 class Outcome(StrEnum):
@@ -119,7 +119,7 @@ class EnrolmentToken(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> EnrolmentToken:
         """Raises `ValueError` with one sentence, without echoing the secret."""
         found = _TOKEN.fullmatch(text.strip())
-        if found is None:
+        if found is None or int(found[2]) > 2**53:
             raise ValueError("an enrolment token has the form tally1.SECRET.VERSION.DIGEST")
         return cls(found[1], int(found[2]), found[3])
 

@@ -68,11 +68,10 @@ def run(row: Row, given: argparse.Namespace) -> bool:
     found = run_controls(row, given.seed)
     if given.control:
         return True
-    units = given.count or row.full or sys.maxsize
+    units = given.count or row.full
 
     def say(progress: Progress) -> None:
-        part = f" of {units:,}" if units < sys.maxsize else ""
-        print(f"  {progress.tally.units:,}{part} {row.unit} after {progress.seconds:,.0f} s", flush=True)
+        print(f"  {progress.tally.units:,} of {units:,} {row.unit} after {progress.seconds:,.0f} s", flush=True)
 
     progress = sitting(
         row, seed=given.seed, units=units, minutes=given.minutes, workers=given.workers, fresh=given.fresh, say=say

@@ -224,12 +224,19 @@ def tokens() -> Iterator[Case]:
     yield case("digest-no-hex", "The digest has a letter that is no hexadecimal digit.", good[:-1] + "g")
     yield case("digest-base64", "The digest is in base64, padded.",
                good.replace(pin, base64.b64encode(bytes.fromhex(pin)).decode()))  # fmt: skip
+    for id_, shows, secret in (
+        ("no-secret", "The secret is empty.", ""),
+        ("secret-padded", "The secret has a letter that none has.", "c2VjcmV0LW9mLWEtdG9rZW4="),
+        ("secret-with-space", "White space stands in the secret.", "c2VjcmV0 LW9mLWEtdG9rZW4"),
+    ):
+        yield case(id_, shows, good.replace("c2VjcmV0LW9mLWEtdG9rZW4", secret))
     for id_, shows, version in (
         ("version-0", "The version is 0.", "0"),
         ("version-leading-0", "The version begins with a 0.", "03"),
         ("version-signed", "The version has a sign.", "+3"),
         ("version-other-digits", "The version's digit is not ASCII.", "\u0663"),
         ("version-with-space", "White space stands before the version.", " 3"),
+        ("version-above-2-53", "The version is 2^53 + 1.", str(2**53 + 1)),
         ("version-too-large", "The version has 17 digits.", "1" + "0" * 16),
     ):
         yield case(id_, shows, good.replace(".3.", f".{version}."))
