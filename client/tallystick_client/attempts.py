@@ -66,6 +66,8 @@ def earlier_receipt(view: Writing, redemption_id: str, order: Order, codes: list
         raise reused
     row = view.run("SELECT fingerprint, state, answer FROM attempts WHERE id = ?", (redemption_id,)).fetchone()
     if row is None:
+        if view.run("SELECT 1 FROM returns WHERE redemption_id = ?", (redemption_id,)).fetchone():
+            raise reused  # it was redeemed, and what of is not known any more
         return None
     fingerprint, state, answer = row
     if fingerprint != fingerprint_of(order_json(order), codes):

@@ -218,13 +218,14 @@ async def _forget_accounts(transaction: Transaction, *, customer_id: str, forgot
 
 
 def without_details(result: bytes) -> bytes:
-    """A stored result without the details of its refusals: they say what the customer was, and nothing reads them."""
+    """A stored result without the details of its refusals, which say what the customer was; a till that asks for the
+    same redemption again can still read it."""
     try:
         document = msgspec.json.decode(result, type=dict[str, msgspec.Raw])
         refused = msgspec.json.decode(document["refused"], type=list[dict[str, msgspec.Raw]])
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
         return result
-    kept = [{name: value for name, value in one.items() if name != "detail"} for one in refused]
+    kept = [one | {"detail": msgspec.Raw(b'{"message":""}')} for one in refused]
     return msgspec.json.encode(document | {"refused": kept})
 
 

@@ -162,6 +162,19 @@ def test_a_void_of_what_was_forgotten_is_not_made_again(till: Till) -> None:
     assert till.status().head == 4
 
 
+def test_an_id_of_which_only_returns_are_left_is_not_sold_anew(till: Till, shop: Shop) -> None:
+    """Returns outlive their purged redemption, and would be taken for those of a smaller sale."""
+    shop.server.durable = True
+    till.redeem(order(), ["TEN"], id=OWN)
+    till.void(OWN, returned=[Returned("1", 3)])
+    till.sync()
+    shop.clock.run(days=91)
+    till.sync()
+    assert till._keeper.journal.state().base_seq == 2
+    for sell in (till.redeem, till.redeem_online):
+        assert code_of(partial(sell, order(2, quantity=1), ["TEN"], id=OWN)) == "IDENTIFIER_REUSED"
+
+
 def test_a_purged_void_is_not_made_again(till: Till, shop: Shop) -> None:
     """Purged with its redemption: a whole void is known by its id for good, a return by what it was of no more."""
     shop.server.durable = True

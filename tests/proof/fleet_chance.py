@@ -86,6 +86,10 @@ class Seeded:
     """The stand-ins for the sources of chance."""
 
     def __init__(self, seed: str) -> None:
+        self.begin(seed)
+
+    def begin(self, seed: str) -> None:
+        """From here all is drawn as after any other `begin` with this seed."""
         self._chance = random.Random(seed)
 
     def token_hex(self, size: int | None = None) -> str:

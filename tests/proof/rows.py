@@ -65,7 +65,7 @@ ROWS = {
         Row("fleet", "fleet simulation", "real clients and the real server under a seeded scheduler: faults, healing,"
             " convergence", "device-days", 100_000, 2_000, ("fleet",)),
         Row("states", "state machine", "hypothesis rules against a model of client and server",
-            "steps", 500_000, 20_000, ("states",)),
+            "steps", 500_000, 20_000, ("states", "fleet_chance")),
         Row("api", "API", "schemathesis, positive, negative and stateful, with and without credentials",
             "requests", 50_000, 2_000, ("api",)),
         Row("bundles", "bundles", "bit flips and structural mutations of roots, manifests, blobs and sync bodies",

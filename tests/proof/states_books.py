@@ -72,7 +72,8 @@ class Use:
 
 @dataclass
 class Event:
-    """One event of a till's journal. `back`: of a void, units and minor by voucher; None: all that is left."""
+    """One event of a till's journal. `back`: of a void, units and minor by voucher; None: all that is left. `units`: of
+    a void, how many of the one line came back, 0 for the whole; `refund`: what was paid back for it."""
 
     seq: int
     kind: str
@@ -83,6 +84,8 @@ class Event:
     uses: list[Use] = field(default_factory=list)
     ref: str = ""
     back: dict[str, tuple[int, int]] | None = None
+    units: int = 0
+    refund: int = 0
     lease: str = ""
     used: tuple[int, int] = (0, 0)
     erased: bool = False
@@ -92,9 +95,9 @@ class Event:
 
 @dataclass
 class Redemption:
-    """An effect: there is one for each id of a device."""
+    """An effect: there is one for each id of a device. `sale` None: an attempt that was voided and never came."""
 
-    sale: Sale
+    sale: Sale | None
     said: Said | None
     uses: dict[str, Use]
     customer: str | None

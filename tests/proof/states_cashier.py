@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, multiple, precondition, rule
 
 from tallystick_client.forgetting import forget
-from tallystick_shared.journal import Returned
 from tests.proof.states_compare import compare_server, compare_till
 from tests.proof.states_pair import Pair, same
 from tests.proof.states_sale import Sale
@@ -119,38 +118,6 @@ class Tills(RuleBasedStateMachine):
         self.step("same id, other content")
         self.redeem(done[0], replace(sale, number=sale.number + 1000), done[1])
 
-    def void(self, name: str, redemption_id: str, units: int) -> None:
-        pair, drawer = self.pair, self.pair.drawers[name]
-        if units and (sold := drawer.event(redemption_id)) and sold.said and "CARD" in sold.said.applied:
-            return  # how a card is paid back in parts is more than this model reckons
-        attempt = drawer.attempts.get(redemption_id)
-        if units and attempt and attempt.said and "CARD" in attempt.said.applied:
-            return
-        told = drawer.void(redemption_id, units, pair.reading(name))
-        till, returned = pair.world.till(name), [Returned("1", units)] if units else []
-        code, receipt = pair.call(lambda: till.void(redemption_id, returned=returned))
-        same("void: the error", code, told.code)
-        pair.tally.see(f"error {code}" if code else "void in part" if units else "void")
-        if not code:
-            same("void: to pay back", receipt.refund_minor, told.refund)
-            drawer.events[-1].id = receipt.id
-        compare_till(pair, name)
-
-    @rule(done=redemptions)
-    def void_whole(self, done: Done) -> None:
-        self.step("void")
-        self.void(done[0], done[1], 0)
-
-    @rule(done=redemptions, units=st.integers(1, 3))
-    def take_back_units(self, done: Done, units: int) -> None:
-        self.step("partial return")
-        self.void(done[0], done[1], units)
-
-    @rule(done=redemptions, name=names)
-    def void_elsewhere(self, done: Done, name: str) -> None:
-        self.step("void on any till")
-        self.void(name, done[1], 0)
-
     @precondition(lambda self: self.credit >= 0)
     @rule(name=names)
     def reopen(self, name: str) -> None:
@@ -209,7 +176,7 @@ class Tills(RuleBasedStateMachine):
 
     @precondition(lambda self: self.credit >= 0)
     @rule(
-        name=names, kind=st.sampled_from(("sync", "sync", "sync", "manifest", "blobs")), number=st.integers(0, 1),
+        name=names, kind=st.sampled_from(("sync", "sync", "manifest", "manifest", "blobs")), number=st.integers(0, 1),
         fault=st.sampled_from(("down", "lost", "lost", "busy")),
     )  # fmt: skip
     def sync_over_a_bad_line(self, name: str, kind: str, number: int, fault: str) -> None:
@@ -259,14 +226,6 @@ class Tills(RuleBasedStateMachine):
             self.redeem_online(name, sale, fault, None)
         else:
             self.redeem(name, sale, None)
-
-    @precondition(lambda self: any(one.attempts for one in self.pair.drawers.values()))
-    @rule(name=names, choice=st.integers(0, 9), units=st.integers(0, 2))
-    def void_attempt(self, name: str, choice: int, units: int) -> None:
-        self.step("void an attempt")
-        tried = sorted(self.pair.drawers[name].attempts)
-        if tried:
-            self.void(name, tried[choice % len(tried)], units)
 
     def redeem_online(self, name: str, sale: Sale, fault: str, redemption_id: str | None) -> Any:
         pair, drawer = self.pair, self.pair.drawers[name]

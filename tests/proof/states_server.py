@@ -240,6 +240,9 @@ class Server:
 
     def _void(self, device: Device, event: Event, reasons: set[str]) -> None:
         redemption = self.redemptions.get((device.id, event.ref))
+        if redemption is None and event.back is None:  # an attempt that never came, and now never may
+            self.redemptions[device.id, event.ref] = Redemption(None, None, {}, None, event.at)
+            return
         if redemption is None or not set(event.back or {}) <= set(redemption.uses):
             reasons.add("WITHOUT_COVER")
             return

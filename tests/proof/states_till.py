@@ -41,7 +41,8 @@ class Attempt:
 
 @dataclass
 class Told:
-    """What a call must come to: an error's `code`, or a receipt, of an id where it is known before."""
+    """What a call must come to: an error's `code`, or a receipt, of an id where it is known before. `again`: of a void
+    that was made before."""
 
     code: str = ""
     id: str | None = None
@@ -49,10 +50,12 @@ class Told:
     online: bool = False
     said: Said | None = None
     refund: int = 0
+    again: bool = False
 
 
 class Drawer:
-    """The till `name`, as `device` of the server. `bundle` is id and terms by code; None: it has none yet."""
+    """The till `name`, as `device` of the server. `bundle` is id and terms by code; None: it has none yet. `voided`:
+    the id of its void by redemption."""
 
     def __init__(self, name: str, device: str, mark: Mark) -> None:
         self.name, self.device, self.mark = name, device, mark
@@ -68,7 +71,7 @@ class Drawer:
         self.soft: dict[str, tuple[int, int]] = {}
         self.customers: dict[tuple[str, str], int] = {}
         self.attempts: dict[str, Attempt] = {}
-        self.voided: set[str] = set()
+        self.voided: dict[str, str] = {}
         self.returned: dict[str, int] = {}
         self.refused: set[str] = set()
         self.anomaly = ""
@@ -80,9 +83,11 @@ class Drawer:
         return self.mark.read(reading, STEP_S if self.bundle is not None else 0)
 
     def tick(self, reading: Reading) -> None:
-        """In a boot that nothing was written in, going online writes down the time, so that it does not stand still."""
-        if reading.boot != self.mark.boot:
-            self.mark = self.now(reading).mark
+        """In a boot that nothing was written in, going online writes down the time where the clock is not believed, so
+        that it does not stand still."""
+        now = self.now(reading)
+        if now.anomaly and reading.boot != self.mark.boot:
+            self.mark = now.mark
 
     def is_asked_to_wait(self, now: Now) -> bool:
         """By the server, and no longer than a day: what is further off a wrong clock has kept."""
@@ -139,13 +144,13 @@ class Drawer:
 
     def earlier(self, redemption_id: str, sale: Sale) -> Told | None:
         event, attempt = self.event(redemption_id), self.attempts.get(redemption_id)
-        if redemption_id in self.voided:
+        if redemption_id in self.voided or redemption_id in self.voided.values():
             return Told("IDENTIFIER_REUSED")
         if event is not None:
             same = event.kind == "redeem" and not event.erased and event.sale == sale
             return Told(id=redemption_id, redeemed=True, said=event.said) if same else Told("IDENTIFIER_REUSED")
-        if attempt is None:
-            return None
+        if attempt is None:  # of what was forgotten or purged, the till still knows that units of it came back
+            return Told("IDENTIFIER_REUSED") if redemption_id in self.returned else None
         if attempt.sale != sale:
             return Told("IDENTIFIER_REUSED")
         if attempt.state != "redeemed":
@@ -221,8 +226,10 @@ class Drawer:
 
     # ---- void
 
-    def void(self, redemption_id: str, units: int, reading: Reading) -> Told:
-        """`units`: how many of the one line come back; 0: the whole redemption."""
+    def void(self, redemption_id: str, units: int, reading: Reading, void_id: str = "") -> Told:
+        """`units`: how many of the one line come back; 0: the whole redemption. `void_id` empty: the till makes one."""
+        if void_id and (earlier := self.earlier_void(void_id, redemption_id, units)) is not None:
+            return earlier
         if redemption_id in self.voided:
             return Told("ALREADY_VOIDED")
         event, attempt = self.event(redemption_id), self.attempts.get(redemption_id)
@@ -246,21 +253,48 @@ class Drawer:
             return Told("INVALID_FIELD")
         if units and said is None:
             return Told("UNKNOWN_REDEMPTION")
-        return self._give_back(redemption_id, sale, said, uses, before, units, reading)
+        made = Event(0, "void", void_id, reading.wall, ref=redemption_id, units=units)
+        return self._give_back(made, sale, said, uses, before, reading)
+
+    def earlier_void(self, void_id: str, redemption_id: str, units: int) -> Told | None:
+        """An id names one thing for ever, as far as this till knows it: what is purged it knows no more, but for a void
+        of a whole redemption. What is erased cannot be told."""
+        event = self.event(void_id)
+        if event is None:
+            other = any(made == void_id and sold != redemption_id for sold, made in self.voided.items())
+            sold = void_id in self.attempts or void_id in self.returned or void_id in self.voided
+            return Told("IDENTIFIER_REUSED") if other or sold else None
+        if event.kind != "void" or event.ref != redemption_id:
+            return Told("IDENTIFIER_REUSED")
+        if event.erased:
+            return Told("ERASED")
+        if event.units != units:
+            return Told("IDENTIFIER_REUSED")
+        sale = self.event(redemption_id)
+        known = sale is not None and sale.kind == "redeem" and not sale.erased
+        if not known and redemption_id not in self.attempts:
+            return Told("ERASED")  # in what currency is gone
+        return Told(id=void_id, refund=event.refund, again=True)
+
+    def name_void(self, void_id: str) -> None:
+        """The last event is a void, and this is its id."""
+        event = self.events[-1]
+        event.id = void_id
+        if not event.units:
+            self.voided[event.ref] = void_id
 
     def _give_back(
-        self, redemption_id: str, sale: Sale, said: Said | None, uses: list[Use], before: int, units: int,
-        reading: Reading,
-    ) -> Told:  # fmt: skip
+        self, made: Event, sale: Sale, said: Said | None, uses: list[Use], before: int, reading: Reading
+    ) -> Told:
         """The shares are frozen: of a line of q units with the share s, s div q a unit, the first s mod q one more."""
+        redemption_id, units = made.ref, made.units
         after = before + units
 
         def given(minor: int, upto: int) -> int:
             return part_of(minor, sale.quantity, upto)
 
-        back: dict[str, tuple[int, int]] | None = None
         if said is not None:
-            back = {
+            made.back = {
                 use.voucher: (0 if units else 1,
                               (given(use.minor, after) if units else use.minor) - given(use.minor, before))
                 for use in uses
@@ -268,19 +302,21 @@ class Drawer:
         off = sum(use.minor for use in uses)
         had = sale.price * before - given(off, before)
         total = 0 if said is None else said.total
-        refund = (sale.price * after - given(off, after) if units else total) - had
+        made.refund = (sale.price * after - given(off, after) if units else total) - had
         now = self.now(reading)
-        self.append(Event(0, "void", "", now.at, ref=redemption_id, back=back), now)
+        made.at = now.at
+        self.append(made, now)
+        told = Told(id=made.id or None, refund=made.refund)
         if units:
             self.returned[redemption_id] = after
-            return Told(refund=refund)
-        self.voided.add(redemption_id)
+            return told
+        self.voided[redemption_id] = made.id
         attempt = self.attempts.get(redemption_id)
         if attempt is not None and attempt.state == "pending":
             attempt.state = "refused"
         if said is not None:
             self.count_applied(said, sale.customer, -1)
-        return Told(refund=refund)
+        return told
 
     # ---- sync
 

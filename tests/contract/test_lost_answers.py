@@ -1,11 +1,11 @@
-"""A till voids an online redemption whose answer never came: whatever became of the request, it takes nothing."""
+"""A till whose online redemption got no answer: it voids it or asks again, and nothing is taken that nobody has."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from tallystick_client import Till
 from tallystick_client.actions import Persist, Send, Woken
-from tallystick_server import operations
+from tallystick_server import operations, privacy
 from tests.contract.chain import Chain
 
 ORDER = {
@@ -35,10 +35,10 @@ def till(chain: Chain) -> Till:
     return chain.enrol("a")
 
 
-def asked(till: Till) -> tuple[str, Send]:
+def asked(till: Till, codes: Sequence[str] = ("THREE",)) -> tuple[str, Send]:
     """An attempt that is on record at the till, with the request that was to be sent."""
     keeper = till._keeper
-    machine = keeper.online_machine(ORDER, ["THREE"])
+    machine = keeper.online_machine(ORDER, list(codes))
     begin = machine.step(Woken(), keeper.tick())
     assert isinstance(begin, Persist)
     send = machine.step(keeper.perform(begin.change), keeper.tick())
@@ -109,3 +109,13 @@ def test_the_audit_knows_what_a_void_without_uses_gave_back(chain: Chain, till: 
     till.sync()
     report = chain.audited()
     assert (report.redeemed, report.voided, report.over_limit, report.broken) == (4, 1, 0, [])
+
+
+def test_an_answer_is_told_again_after_its_customer_was_forgotten(chain: Chain, till: Till) -> None:
+    """What the server erased of a stored result leaves one that a till can read (state machine, seed 3, case 58)."""
+    redemption_id, send = asked(till, ["THREE", "NOPE"])
+    comes(chain, send)
+    asyncio.run(privacy.forget(chain.settings, "anna", now=chain.clock()))
+    receipt = till.redeem_online(ORDER, ["THREE", "NOPE"])
+    assert (receipt.id, receipt.redeemed, receipt.online) == (redemption_id, True, True)
+    assert [one.code for one in receipt.result.refused] == ["NOPE"]
