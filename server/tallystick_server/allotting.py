@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from tallystick_server.demand import Demand
+from tallystick_server.demand import Demand, Rivals
 
 EXCLUSIVE: Final = "exclusive"
 _UNBOUNDED: Final = 10**9
@@ -39,7 +39,8 @@ class Candidate:
 
 
 class Allotting:
-    """Decides for one device. `holders`: open leases of other devices, by voucher."""
+    """Decides for one device. `holders`: open leases of other devices, by voucher. `shared`: who competes for the
+    vouchers that other scopes have too; `scores`: for all others."""
 
     def __init__(
         self,
@@ -48,8 +49,9 @@ class Allotting:
         scores: Demand,
         holders: Mapping[str, Sequence[Any]],
         units_max: int,
+        shared: Mapping[str, Demand] | None = None,
     ) -> None:
-        self._device_id, self._wants, self._scores = device_id, wants, scores
+        self._device_id, self._wants, self._scores, self._shared = device_id, wants, scores, shared or {}
         self._holders, self._units_max = holders, units_max
 
     def mine(self, one: Candidate) -> int:
@@ -57,98 +59,105 @@ class Allotting:
 
     def part(self, one: Candidate) -> tuple[int | None, int | None] | None:
         """Units and minor for this device, both or nothing."""
-        holding = {row.device_id for row in self._holders.get(one.voucher_id, ())}
-        return self._part(one, self._device_id, holding | {self._device_id})
-
-    def _part(self, one: Candidate, device_id: str, without: Collection[str]) -> tuple[int | None, int | None] | None:
-        """`without`: this device and those that hold a lease of it."""
-        slots, mine = one.slots, self._scores.score(device_id, one.voucher_id, one.campaign_id)
-        if slots <= 0:
+        if one.slots <= 0:
             return None
-        ahead = self._scores.much_likelier(mine, one.voucher_id, one.campaign_id, without)
-        among_the_first = ahead < slots
+        holding = {row.device_id for row in self._holders.get(one.voucher_id, ())}
+        scores = self._shared.get(one.voucher_id, self._scores)
+        rivals = scores.rivals(one.voucher_id, one.campaign_id, holding | {self._device_id})
+        return self._part(one, self.mine(one), rivals)
+
+    def _part(self, one: Candidate, mine: int, rivals: Rivals) -> tuple[int | None, int | None] | None:
+        """For a device of this score. `rivals`: all others that could ask, and hold no lease of it."""
+        slots, everybody = one.slots, mine + rivals.total
+        among_the_first = rivals.much_likelier(mine) < slots
         if one.policy == EXCLUSIVE:
             return (one.units_free, one.minor_free) if among_the_first else None
-        everybody = mine + self._others(one, without)
         if not among_the_first and slots * mine < everybody:
             return None  # whichever measure is the scarcer: the last use of a budget is waited for too
         units = minor = None
         if one.units_free is not None:
-            units = one.units_free * mine // everybody or int(among_the_first)
+            units = one.units_free * mine // everybody or 1
             units = min(units, self._units_max, slots if one.largest_minor else one.units_free)
-            if units <= 0:
-                return None
         if one.minor_free is not None:
-            minor = self._minor(one, one.minor_free, one.minor_free * mine // everybody, units, among_the_first)
+            minor = self._minor(one, one.minor_free, one.minor_free * mine // everybody, units)
             if minor <= 0:
                 return None
         return units, minor
 
-    def _minor(self, one: Candidate, free: int, share: int, units: int | None, among_the_first: bool) -> int:
-        """Never less than the largest discount, nor more than the units can use; 0 where that cannot be."""
+    def _minor(self, one: Candidate, free: int, share: int, units: int | None) -> int:
+        """Never less than the largest discount, nor more than the units can use."""
         if not one.largest_minor:
             return share
-        if share < one.largest_minor and (among_the_first or units):
-            share = one.largest_minor
-        share = min(share, free, (units or self._units_max) * one.largest_minor)
-        return share if share >= one.largest_minor else 0
-
-    def _others(self, one: Candidate, without: Collection[str]) -> int:
-        """Scores of the other devices that could ask for this voucher: live, and without an open lease of it."""
-        left_out = sum(
-            self._scores.score(device, one.voucher_id, one.campaign_id)
-            for device in without
-            if device in self._scores.live
-        )
-        return self._scores.total(one.voucher_id, one.campaign_id) - left_out
+        return min(max(share, one.largest_minor), free, (units or self._units_max) * one.largest_minor)
 
     def recallable(self, one: Candidate) -> str | None:
         """The lease to ask back for this device, where it is clearly the likelier seller; nothing goes to and fro."""
-        holders = self._holders.get(one.voucher_id, ())
+        holders, scores = self._holders.get(one.voucher_id, ()), self._shared.get(one.voucher_id, self._scores)
         holding = {row.device_id for row in holders}
-        pending = sum(1 for row in holders if row.recalled_at is not None)
-        if not holders or pending >= max(self._scores.wanting(one.voucher_id, holding), 1):
+        pending = sum(1 for row in holders if row.pending)
+        if not holders or pending >= max(scores.wanting(one.voucher_id, holding), 1):
             return None
+        rivals = scores.rivals(one.voucher_id, one.campaign_id, holding)
+        little: list[Any] = []
+        for theirs, row in self._askable(one, holders, scores, rivals):
+            back = _back(one, [row])
+            if back.slots <= 0:
+                little.append(row)
+            elif self._is_left_over(back, theirs, rivals):
+                return str(row.id)
+        # no lease is enough alone, but rests of some may be together; who is gone brings nothing
+        little = [row for row in little if row.device_id in scores.live and _has_each_measure(one, row)]
+        return str(little[0].id) if little and _back(one, little).slots > 0 else None
+
+    def _askable(self, one: Candidate, holders: Sequence[Any], scores: Demand, rivals: Rivals) -> list[tuple[int, Any]]:
+        """Leases that this device has the better claim to, the unlikeliest live holder's first, each with its score."""
         mine, asked = self.mine(one), one.voucher_id in self._wants
-        everybody = self._scores.total(one.voucher_id, one.campaign_id)
-        idle = sum(_unused(row) for row in holders)
-        found: list[tuple[int, int, str]] = []
+        score = {row.device_id: scores.score(row.device_id, one.voucher_id, one.campaign_id) for row in holders}
+        everybody = rivals.total + sum(theirs for device, theirs in score.items() if device in scores.live)
+        idle = sum(_unused(row) for row in holders if not row.undecided)
+        found: list[tuple[int, int, str, Any]] = []
         for row in holders:
-            theirs, unused = self._scores.score(row.device_id, one.voucher_id, one.campaign_id), _unused(row)
-            # in another scope nobody waits but devices of that scope: it would be given the very same again, for ever
-            if row.recalled_at is not None or not unused or row.elsewhere:
+            theirs, unused = score[row.device_id], _unused(row)
+            if row.recalled_at is not None or not unused or row.undecided:
                 continue
             # twice as likely is what a free unit waits for too: what comes back is not given to its holder again
             likelier = mine > 2 * theirs if not asked else mine > theirs
             # it holds twice its share, and this device would have a share of its own
             hoarded = idle * mine >= everybody and unused * everybody >= 2 * idle * theirs and unused > 1
-            if (likelier or hoarded) and self._is_worth_it(one, row, holding):
-                found.append((int(row.device_id not in self._scores.live), theirs, row.id))
-        return min(found)[2] if found else None
+            if likelier or hoarded:
+                found.append((int(row.device_id not in scores.live), theirs, row.id, row))
+        return [(theirs, row) for _, theirs, _, row in sorted(found, key=lambda each: each[:3])]
 
-    def _is_worth_it(self, one: Candidate, lease: Any, holding: Collection[str]) -> bool:
-        """Whether something is left for this device when that lease is back and its holder got its part of it anew: it
-        asks first. Otherwise it would be asked back again, for ever."""
-        back = replace(
-            one,
-            units_free=_with(one.units_free, lease.units, lease.known_units),
-            minor_free=_with(one.minor_free, lease.minor, lease.known_minor),
-            held=False,
+    def _is_left_over(self, back: Candidate, theirs: int, rivals: Rivals) -> bool:
+        """Whether something is left for this device once the holder got its part of what came back: it asks first.
+        Otherwise it would be asked back again, for ever."""
+        again = self._part(back, theirs, rivals)
+        if again is None:
+            return True
+        units, minor = again
+        rest = replace(
+            back,
+            units_free=None if back.units_free is None else back.units_free - (units or 0),
+            minor_free=None if back.minor_free is None else back.minor_free - (minor or 0),
+            held=True,
         )
-        again = self._part(back, lease.device_id, holding)
-        if again is not None:
-            units, minor = again
-            back = replace(
-                back,
-                units_free=_with(back.units_free, 0, units or 0),
-                minor_free=_with(back.minor_free, 0, minor or 0),
-                held=True,
-            )
-        return back.slots > 0
+        return rest.slots > 0
 
 
-def _with(free: int | None, granted: int | None, used: int) -> int | None:
-    return None if free is None else free + (0 if granted is None else granted - used)
+def _back(one: Candidate, some: Sequence[Any]) -> Candidate:
+    """As it would be with the unused parts of these leases. The lease of an exclusive voucher is the only one."""
+    units, minor = one.units_free, one.minor_free
+    for row in some:
+        units = None if units is None else units + (0 if row.units is None else row.units - row.known_units)
+        minor = None if minor is None else minor + (0 if row.minor is None else row.minor - row.known_minor)
+    return replace(one, units_free=units, minor_free=minor, held=False)
+
+
+def _has_each_measure(one: Candidate, lease: Any) -> bool:
+    """A lease from before the voucher had this limit has nothing of it to give back."""
+    return not (one.units_free is not None and lease.units is None) and not (
+        one.minor_free is not None and lease.minor is None
+    )
 
 
 def _unused(lease: Any) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
+from copy import copy
 from dataclasses import dataclass
 from math import isqrt
 from typing import Final
@@ -24,8 +25,22 @@ _SATURATED: Final = 500
 
 
 @dataclass(frozen=True)
+class Rivals:
+    """Those that a voucher could go to next: competitors, without some. `total`: their scores together."""
+
+    total: int
+    _counted: tuple[list[int], ...]
+    _not_counted: list[int]
+
+    def much_likelier(self, mine: int) -> int:
+        """How many are so much likelier sellers that a unit waits for them."""
+        bound = _MUCH_LIKELIER * mine
+        return sum(_above(bound, scores) for scores in self._counted) - _above(bound, self._not_counted)
+
+
+@dataclass(frozen=True)
 class _Campaign:
-    """Scores of the live devices without what they sold of one voucher; `ordered` are the values alone, rising."""
+    """Scores of the competitors without what they sold of one voucher; `ordered` are the values alone, rising."""
 
     scores: dict[str, int]
     ordered: list[int]
@@ -33,48 +48,51 @@ class _Campaign:
 
 
 class Demand:
-    """Units by device, counted three ways. `live`: the devices that count as competitors. `rows`: (device id,
-    voucher id, campaign id, units)."""
+    """Units by device, counted three ways. `live`: the devices that sync; `full`: those of them that have no room for
+    one more lease, and compete for none. `rows`: (device id, voucher id, campaign id, units)."""
 
-    def __init__(self, live: Collection[str], rows: Iterable[tuple[str, str, str, int]]) -> None:
-        self.live = frozenset(live)
+    def __init__(
+        self, live: Collection[str], rows: Iterable[tuple[str, str, str, int]], full: Collection[str] = ()
+    ) -> None:
         self._anything: Counter[str] = Counter()
         self._campaign: Counter[tuple[str, str]] = Counter()
         self._voucher: dict[str, dict[str, int]] = defaultdict(dict)
-        self._campaigns: dict[str, _Campaign] = {}
         for device_id, voucher_id, campaign_id, units in rows:
             self._anything[device_id] += units
             self._voucher[voucher_id][device_id] = _weight(units)
             if campaign_id:
                 self._campaign[device_id, campaign_id] += units
+        self._compete(live, full)
+
+    def among(self, live: Collection[str], full: Collection[str] = ()) -> Demand:
+        """The same rows with other devices that compete."""
+        other = copy(self)
+        other._compete(live, full)
+        return other
+
+    def _compete(self, live: Collection[str], full: Collection[str]) -> None:
+        self.live = frozenset(live)
+        self._competing = self.live.difference(full)
+        self._campaigns: dict[str, _Campaign] = {}
 
     def score(self, device_id: str, voucher_id: str, campaign_id: str) -> int:
         """1 or more, so that a new device has a share too."""
         same = self._voucher[voucher_id].get(device_id, 0) if voucher_id in self._voucher else 0
         return self._base(device_id, campaign_id) + _SAME_VOUCHER * same
 
-    def total(self, voucher_id: str, campaign_id: str) -> int:
-        """The scores of all live devices together."""
-        extra = sum(units for device, units in self._sellers(voucher_id) if device in self.live)
-        return self._of(campaign_id).total + _SAME_VOUCHER * extra
-
-    def much_likelier(self, mine: int, voucher_id: str, campaign_id: str, without: Collection[str]) -> int:
-        """How many live devices, but those in `without`, are so much likelier sellers that a unit waits for them."""
-        campaign, bound = self._of(campaign_id), _MUCH_LIKELIER * mine
-        sellers = {device: units for device, units in self._sellers(voucher_id) if device in self.live}
-        found = len(campaign.ordered) - bisect_right(campaign.ordered, bound)
-        # the list knows neither who is left out nor what was sold of this voucher
-        for device in {*without, *sellers}:
-            if device in campaign.scores:
-                base = campaign.scores[device]
-                counted = base > bound
-                counts = device not in without and base + _SAME_VOUCHER * sellers.get(device, 0) > bound
-                found += counts - counted
-        return found
+    def rivals(self, voucher_id: str, campaign_id: str, without: Collection[str]) -> Rivals:
+        """All that compete for this voucher but those in `without`. A question about them costs no walk through all."""
+        campaign = self._of(campaign_id)
+        sellers = {device: units for device, units in self._sellers(voucher_id) if device in campaign.scores}
+        # the campaign's list knows neither who is left out nor what was sold of this voucher
+        others = [device for device in {*without, *sellers} if device in campaign.scores]
+        wrong = sorted(campaign.scores[device] for device in others)
+        right = sorted(campaign.scores[one] + _SAME_VOUCHER * sellers[one] for one in sellers if one not in without)
+        return Rivals(campaign.total - sum(wrong) + sum(right), (campaign.ordered, right), wrong)
 
     def wanting(self, voucher_id: str, without: Collection[str]) -> int:
-        """How many live devices, but those in `without`, sold or refused this voucher lately."""
-        return sum(1 for device, _ in self._sellers(voucher_id) if device in self.live and device not in without)
+        """How many that compete, but those in `without`, sold or refused this voucher lately."""
+        return sum(1 for device, _ in self._sellers(voucher_id) if device in self._competing and device not in without)
 
     def _sellers(self, voucher_id: str) -> Iterable[tuple[str, int]]:
         return self._voucher[voucher_id].items() if voucher_id in self._voucher else ()
@@ -85,9 +103,13 @@ class Demand:
 
     def _of(self, campaign_id: str) -> _Campaign:
         if campaign_id not in self._campaigns:
-            scores = {device: self._base(device, campaign_id) for device in self.live}
+            scores = {device: self._base(device, campaign_id) for device in self._competing}
             self._campaigns[campaign_id] = _Campaign(scores, sorted(scores.values()), sum(scores.values()))
         return self._campaigns[campaign_id]
+
+
+def _above(bound: int, ordered: list[int]) -> int:
+    return len(ordered) - bisect_right(ordered, bound)
 
 
 def _weight(units: int) -> int:

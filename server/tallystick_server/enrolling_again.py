@@ -7,7 +7,7 @@ Its proof is the enrolment itself, as both sides sent it. In this order:
 3. a device that is known is answered as if it was new
 4. no declared restore can have forgotten an enrolment of the epoch that still runs: there was an undeclared one
 5. the device is added again, at the start of its journal, and its token is spent, if it is there at all; a device of
-   the same key that never synced was made by a repeated request, and gives way
+   the same key that never synced was made by a repeated request, and gives way, if it is active and nothing is of it
 
 A receipt key that is in use no more proves nothing by itself: it may have been replaced because it was stolen. What it
 signed, and who comes while no recovery runs, is added as `pending`: an operator confirms it.
@@ -18,13 +18,13 @@ from __future__ import annotations
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, exists, select, update
 
 from tallystick_server import auditing, devices, recovery
 from tallystick_server.database import Transaction
 from tallystick_server.server import Ledger, Server, read_ledger, secret_digest
 from tallystick_server.tables import devices as device_rows
-from tallystick_server.tables import enrolment_tokens, scopes
+from tallystick_server.tables import enrolment_tokens, redemptions, scopes
 from tallystick_shared.bundle import Root
 from tallystick_shared.errors import CallerError, LineError, Untrusted
 from tallystick_shared.journal import encode
@@ -126,7 +126,7 @@ async def _take_back(
             "to make it again",
             code="NOT_FOUND",
         )
-    await _forget_repeated(transaction, key, enrolled.device)
+    ghost = await _forget_repeated(transaction, key, enrolled.device)
     place, at = (enrolled.store_id, enrolled.scope), enrolled.server_time
     # while it recovers, honest tills must be able to go on
     state = DeviceState.ACTIVE if in_use and ledger.state == "recovering" else DeviceState.PENDING
@@ -138,18 +138,28 @@ async def _take_back(
     unspent = update(enrolment_tokens).where(token, enrolment_tokens.c.device_id.is_(None))
     await transaction.execute(unspent.values(device_id=enrolled.device))
     detail = {"store": enrolled.store_id, "scope": enrolled.scope, "epoch": enrolled.server_epoch,
-              "token_used_by": used_by, "state": state.value, "key_in_use": in_use}  # fmt: skip
+              "token_used_by": used_by, "state": state.value, "key_in_use": in_use, "gave_way": ghost}  # fmt: skip
     who = enrolled.device
     await auditing.note(transaction, who=who, action=recovery.AGAIN, about=who, now=now, detail=detail)
     return ledger, *place
 
 
-async def _forget_repeated(transaction: Transaction, key: PublicKey, device_id: str) -> None:
+async def _forget_repeated(transaction: Transaction, key: PublicKey, device_id: str) -> str | None:
     """The line may have repeated the enrolment's request since the restore: that made a device of the same key, by an
-    id that nobody ever heard. It has never synced, so there is nothing of it; its token is this device's."""
-    unheard = device_rows.c.kid == key.kid, device_rows.c.seq == 0, device_rows.c.last_sync_at.is_(None)
-    ghost = (await transaction.execute(select(device_rows.c.id).where(*unheard))).scalar_one_or_none()
+    id that nobody ever heard. It has never synced, so there is nothing of it; its token is this device's.
+
+    Its id, or None: one that an operator decided about stays, and so does one that redeemed online.
+    """
+    query = select(device_rows.c.id).where(
+        device_rows.c.kid == key.kid,
+        device_rows.c.state == DeviceState.ACTIVE.value,
+        device_rows.c.seq == 0,
+        device_rows.c.last_sync_at.is_(None),
+        ~exists().where(redemptions.c.issuer == device_rows.c.id),
+    )
+    ghost: str | None = (await transaction.execute(query)).scalar_one_or_none()
     if ghost is not None:
         spent = update(enrolment_tokens).where(enrolment_tokens.c.device_id == ghost)
         await transaction.execute(spent.values(device_id=device_id))
         await transaction.execute(delete(device_rows).where(device_rows.c.id == ghost))
+    return ghost

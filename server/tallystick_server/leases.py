@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import Row, Select, and_, case, exists, func, insert, or_, select, update
 
 from tallystick_server import auditing
 from tallystick_server.allotting import EXCLUSIVE, Allotting, Candidate
@@ -38,6 +38,8 @@ RECENT_S: Final = 60 * DAY_S
 """Demand older than this says nothing any more."""
 RECALLS_MAX: Final = 500
 """Leases of others recalled in one sync."""
+PENDING_S: Final = DAY_S
+"""A holder that was asked longer ago may be gone: nobody waits for it before asking another one."""
 
 
 class Released(msgspec.Struct, frozen=True):
@@ -151,21 +153,20 @@ async def to_recall(transaction: Transaction, settings: Settings, device_id: str
 
 async def allot(transaction: Transaction, settings: Settings, asking: Asking, *, now: datetime) -> list[Lease]:
     """New leases for one device, stored; leases of others may be marked as recalled on the way."""
-    candidates = await _candidates(transaction, settings, asking, now)
-    if not candidates:
-        return []
-    scores = await _demand(transaction, settings, asking.scope, now)
-    holders = await _holders(transaction, settings, asking, now)
-    allotting = Allotting(asking.device_id, asking.wants, scores, holders, settings.lease_units_max)
     counted = select(func.count()).where(leases.c.device_id == asking.device_id, leases.c.state == "open")
     room = settings.leases_per_device_max - (await transaction.execute(counted)).scalar_one()
+    candidates = await _candidates(transaction, settings, asking, now) if room > 0 else []
+    if not candidates:
+        return []
+    scores, shared = await _demand(transaction, settings, asking, now)
+    holders = await _holders(transaction, settings, asking, now)
+    allotting = Allotting(asking.device_id, asking.wants, scores, holders, settings.lease_units_max, shared)
+    # where there is room for some only, the likeliest to sell come first, and what is free before what others hold
+    candidates.sort(key=lambda one: (-allotting.mine(one), one.voucher_id))
+    chosen = [one for one in candidates if allotting.part(one) is not None][:room]
     recalled = [lease_id for one in candidates if one.slots <= 0 and (lease_id := allotting.recallable(one))]
-    for some in chunks(recalled[:RECALLS_MAX]):
+    for some in chunks(recalled[: min(RECALLS_MAX, room - len(chosen))]):
         await transaction.execute(update(leases).where(leases.c.id.in_(some)).values(recalled_at=now))
-    # where there is room for some only, the likeliest to sell come first
-    wanted = [one for one in candidates if allotting.part(one) is not None]
-    wanted.sort(key=lambda one: (-allotting.mine(one), one.voucher_id))
-    chosen = wanted[: max(room, 0)]
     await _lock(transaction, chosen)
     parts = [(one, part) for one in chosen if (part := allotting.part(one)) is not None]
     return await _store(transaction, settings, asking, parts, now)
@@ -218,29 +219,49 @@ async def _candidates(transaction: Transaction, settings: Settings, asking: Aski
     ]  # fmt: skip
 
 
-async def _demand(transaction: Transaction, settings: Settings, scope: str, now: datetime) -> Demand:
-    """Among active devices heard of within a lease's life: one that is gone must not keep units from the others."""
+async def _demand(
+    transaction: Transaction, settings: Settings, asking: Asking, now: datetime
+) -> tuple[Demand, dict[str, Demand]]:
+    """Among active devices heard of within a lease's life: one that is gone must not keep units from the others. Those
+    of this scope, and, for each voucher that other scopes have too, those of all its scopes: all holders of a voucher
+    then wait for the same devices."""
+    scope, most = asking.scope, settings.leases_per_device_max
+    reach = _without_mine(_in_reach(scope, settings, now), asking.device_id)
+    others = select(scope_vouchers).where(scope_vouchers.c.scope != scope, scope_vouchers.c.voucher_id.in_(reach))
+    scopes_of: dict[str, set[str]] = defaultdict(lambda: {scope})
+    for row in await transaction.execute(others):
+        scopes_of[row.voucher_id].add(row.scope)
     since = now - timedelta(seconds=settings.lease_ttl_s)
     seen = func.coalesce(devices.c.last_sync_at, devices.c.enrolled_at)
-    live = select(devices.c.id).where(devices.c.scope == scope, devices.c.state == "active", seen >= since)
+    within = devices.c.scope.in_({scope}.union(*scopes_of.values()))
+    held = select(func.count()).where(leases.c.device_id == devices.c.id, leases.c.state == "open").scalar_subquery()
+    # each lease had a number: most devices are not even counted
+    is_full = case((devices.c.lease_number >= most, held >= most), else_=False)
+    live = select(devices.c.id, devices.c.scope, is_full.label("is_full"))
+    found = (await transaction.execute(live.where(within, devices.c.state == "active", seen >= since))).all()
     recent = (
         select(demand.c.device_id, demand.c.voucher_id, vouchers.c.campaign_id, demand.c.units)
         .join(vouchers, vouchers.c.id == demand.c.voucher_id)
         .join(devices, devices.c.id == demand.c.device_id)
-        .where(devices.c.scope == scope, demand.c.at >= now - timedelta(seconds=RECENT_S))
+        .where(within, demand.c.at >= now - timedelta(seconds=RECENT_S))
     )
-    found = (await transaction.execute(live)).scalars().all()
-    return Demand(found, ((a, b, c, n) for a, b, c, n in await transaction.execute(recent)))
+    full = {row.id for row in found if row.is_full}
+    rows = [(a, b, c, n) for a, b, c, n in await transaction.execute(recent)]
+    scores = Demand([row.id for row in found if row.scope == scope], rows, full)
+    sets = {frozenset(names) for names in scopes_of.values()}
+    among = {names: scores.among([row.id for row in found if row.scope in names], full) for names in sets}
+    return scores, {voucher_id: among[frozenset(names)] for voucher_id, names in scopes_of.items()}
 
 
 async def _holders(transaction: Transaction, settings: Settings, asking: Asking, now: datetime) -> dict[str, list[Any]]:
-    """Open leases of other devices on the vouchers in reach, by voucher."""
+    """Open leases of other devices on the vouchers in reach, by voucher. `pending`: it comes back soon. `undecided`:
+    its device has closed it, and a person says what comes back."""
+    pending = and_(leases.c.close_seq.is_(None), leases.c.recalled_at > now - timedelta(seconds=PENDING_S))
     columns = (leases.c.id, leases.c.device_id, leases.c.voucher_id, leases.c.units, leases.c.minor,
-               leases.c.known_units, leases.c.known_minor, leases.c.recalled_at,
-               (devices.c.scope != asking.scope).label("elsewhere"))  # fmt: skip
+               leases.c.known_units, leases.c.known_minor, leases.c.recalled_at, pending.label("pending"),
+               leases.c.close_seq.is_not(None).label("undecided"))  # fmt: skip
     reach = _without_mine(_in_reach(asking.scope, settings, now), asking.device_id)
-    query = select(*columns).join(devices, devices.c.id == leases.c.device_id)
-    query = query.where(leases.c.state == "open", leases.c.voucher_id.in_(reach))
+    query = select(*columns).where(leases.c.state == "open", leases.c.voucher_id.in_(reach))
     found: dict[str, list[Any]] = defaultdict(list)
     for row in await transaction.execute(query):
         found[row.voucher_id].append(row)

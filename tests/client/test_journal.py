@@ -311,8 +311,8 @@ def test_a_commit_that_fails_in_its_sync_is_uncertain(till: Till) -> None:
         one = str(caught.value).partition("the id ")[2][:36]
         assert own in (None, one)
         assert till.redeem(order(2), ["TEN"], id=one) == till.redeem(order(2), ["TEN"], id=one)
+    journal._connection = FailingSync(sound)  # type: ignore[assignment]
     with pytest.raises(StorageError, match=r"ask again \("), journal.write() as writing:
-        journal._connection = FailingSync(sound)  # type: ignore[assignment]
         writing.change(failures=3)
     journal._connection = sound
     assert journal.verify() == till.status().head == 3

@@ -133,9 +133,17 @@ def merged(old: Map, traces: Sequence[Trace], dropped: Sequence[str]) -> Map:
     at: dict[tuple[str, str, int], set[str]] = {}
     for path, functions in old.functions.items():
         for function, reached in functions.items():
-            if function in extents(path) and digest(path, function) == reached.digest:
+            if function not in extents(path):
+                continue
+            if digest(path, function) == reached.digest:
                 for line, number in reached.sets.items():
                     at[path, function, line] = {old.tests[test].name for test in old.sets[number]} & tests.keys()
+            else:  # which of its lines they reach now is not known
+                first, last = extents(path)[function]
+                for line in range(last - first + 1):
+                    at[path, function, line] = {
+                        old.tests[test].name for test in old.of(reached, reached.sets)
+                    } & tests.keys()
     for trace in traces:
         for path, lines in trace.lines.items():
             numbers = set(lines)

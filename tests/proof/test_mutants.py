@@ -96,6 +96,8 @@ def test_the_tests_of_a_line_are_found_and_those_of_a_function_that_changed() ->
     assert [test.name for test in reaching(mutant, whole)] == ["t2"]
     whole.functions[MONEY]["format_minor"] = Reached("another", reached.sets)
     assert [test.name for test in reaching(mutant, whole)] == ["t1", "t2"]
+    three = Trace(Timed("t3", 0.1, 5), {MONEY: [first + 2]})
+    assert [test.name for test in reaching(mutant, merged(whole, [three], []))] == ["t1", "t2", "t3"]
     whole.functions[MONEY]["older"] = whole.functions[MONEY].pop("format_minor")
     assert [test.name for test in reaching(mutant, whole)] == ["t1", "t2"]
     assert merged(whole, [], ["t"]).tests == []

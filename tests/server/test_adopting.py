@@ -103,6 +103,55 @@ def test_numbers_and_counts_of_adopted_leases_are_bounded(shop: Shop) -> None:
     assert shop.rows("SELECT lease_number FROM devices") == [{"lease_number": 10**15}]
 
 
+def test_what_a_device_is_known_to_hold_counts_for_how_many_it_can_claim(shop: Shop) -> None:
+    """Three that the backup knows and eight more are three too many, whatever others hold."""
+    shop.publish(*(voucher(f"jam{n}", total=9) for n in range(3)))
+    liar, other = shop.devices("a", "b")
+    shop.publish(*(voucher(f"tea{n}", total=5) for n in range(8)))
+    liar.fetch()
+    backup = Backup(shop)
+    other.fetch()
+    other.sync()
+    backup.restore()
+    known = liar.active()
+    assert len(known) == 3
+    begin(shop)
+    liar.forgiving = True
+    liar.sync()
+    ends = shop.clock() + timedelta(days=1)
+    told = [Lease(new_id(), 100 + n, liar.vouchers[f"tea{n}"].id, 5, None, ends) for n in range(8)]
+    liar.sync(held=[*known, *told], lease_number=200)
+    adopted = [row["object"] for row in audited(shop, "lease.adopt")]
+    assert sorted(adopted) == sorted(one.id for one in told[:5])
+
+
+def test_the_audit_of_an_adopted_lease_says_what_it_is_and_what_is_missing(shop: Shop) -> None:
+    """Device, voucher, units and minor; and by how much more is out than there is, where others got it meanwhile."""
+    shop.publish(voucher("tea", total=5, budget_minor=1_000), voucher("jam", total=5))
+    device, other = shop.device("a", synced=False), shop.device("b", synced=False)
+    device.fetch()
+    other.fetch()
+    backup = Backup(shop)
+    device.sync()
+    mine = {lease.voucher_id: lease for lease in device.active()}
+    backup.restore()
+    shop.rows("UPDATE pools SET free = 1, held = 4 WHERE measure = 'units' AND voucher_id = :id", id=min(mine))
+    begin(shop)
+    device.forgiving = True
+    report(device)
+    by_id = {row["object"]: row for row in audited(shop, "lease.adopt")}
+    assert {row["who"] for row in by_id.values()} == {"server"}
+    for voucher_id, lease in mine.items():
+        missing = max(0, (lease.units or 0) - 1) if voucher_id == min(mine) else 0
+        assert by_id[lease.id]["detail"] == {
+            "device": device.id,
+            "voucher": voucher_id,
+            "units": lease.units,
+            "minor": lease.minor,
+            "overdrawn": {"units": missing} if missing else {},
+        }
+
+
 @pytest.mark.parametrize("granted_before", [True, False], ids=["the first is known", "both are forgotten"])
 def test_two_leases_of_a_voucher_are_adopted_one_after_the_other(either_shop: Shop, granted_before: bool) -> None:
     """The second was granted after the close of the first, which is in the events that follow."""

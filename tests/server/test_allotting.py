@@ -26,7 +26,8 @@ class Held(NamedTuple):
     minor: int | None = None
     known_minor: int = 0
     recalled_at: object = None
-    elsewhere: bool = False
+    pending: bool = False
+    undecided: bool = False
 
 
 def candidate(
@@ -59,8 +60,10 @@ def test_a_score_weighs_a_voucher_and_its_campaign_sixteen_times() -> None:
     assert scores.score("me", "new", "spring") == 1 + 10 + 16 * 5
     assert scores.score("me", "new", "autumn") == 1 + 10
     assert scores.score("you", "tea", "spring") == 1
-    assert scores.total("tea", "spring") == (1 + 10 + 80 + 32) + 1
-    assert scores.total("gold", "") == (1 + 10 + 80) + 1
+    assert scores.rivals("tea", "spring", ()).total == (1 + 10 + 80 + 32) + 1
+    assert scores.rivals("gold", "", ()).total == (1 + 10 + 80) + 1
+    assert scores.rivals("tea", "spring", {"you", "gone"}).total == 1 + 10 + 80 + 32
+    assert scores.rivals("tea", "spring", {"me"}).total == 1
 
 
 @pytest.mark.parametrize(("units", "weight"), [(499, 499), (500, 500), (501, 501), (503, 501), (504, 502), (600, 510)])
@@ -69,26 +72,35 @@ def test_many_units_weigh_ever_less(units: int, weight: int) -> None:
     assert Demand(["me"], [("me", "tea", "", units)]).score("me", "jam", "") == 1 + weight
 
 
-def test_devices_that_are_not_live_compete_with_nobody() -> None:
+@pytest.mark.parametrize(
+    "scores",
+    [
+        sold("me you", me=1, gone=9),
+        Demand(["me", "you", "gone"], [("me", "tea", "", 1), ("gone", "tea", "", 9)], full=["gone"]),
+        sold("", me=1, gone=9).among(["me", "you"]),
+        sold("x y z", me=1, gone=9).among(["me", "you", "gone"], full={"gone"}),
+    ],
+    ids=["not live", "full", "among others", "full among others"],
+)
+def test_devices_that_are_not_live_or_full_compete_with_nobody(scores: Demand) -> None:
     """They have a score, and are in no sum and no count."""
-    scores = sold("me you", me=1, gone=9)
     assert scores.score("gone", "tea", "") == 1 + 9 + 16 * 9
-    assert scores.total("tea", "") == (1 + 1 + 16) + 1
+    assert scores.rivals("tea", "", ()).total == (1 + 1 + 16) + 1
     assert scores.wanting("tea", {"you"}) == 1
     assert scores.wanting("tea", {"me"}) == 0
     assert scores.wanting("jam", set()) == 0
-    assert scores.much_likelier(1, "tea", "", {"you"}) == 1
+    assert scores.rivals("tea", "", {"you"}).much_likelier(1) == 1
 
 
 def test_much_likelier_is_more_than_twice() -> None:
     """Of the live ones that are not left out, whether by what they sold of the voucher or of anything."""
     scores = Demand(["me", "a", "b", "c"], [("a", "tea", "", 1), ("b", "jam", "", 17), ("c", "jam", "", 18)])
     assert [scores.score(one, "tea", "") for one in "abc"] == [18, 18, 19]
-    assert scores.much_likelier(8, "tea", "", ()) == 3
-    assert scores.much_likelier(9, "tea", "", ()) == 1
-    assert scores.much_likelier(9, "tea", "", {"c"}) == 0
-    assert scores.much_likelier(8, "tea", "", {"a", "gone"}) == 2
-    assert scores.much_likelier(10, "tea", "", ()) == 0
+    assert scores.rivals("tea", "", ()).much_likelier(8) == 3
+    assert scores.rivals("tea", "", ()).much_likelier(9) == 1
+    assert scores.rivals("tea", "", {"c"}).much_likelier(9) == 0
+    assert scores.rivals("tea", "", {"a", "gone"}).much_likelier(8) == 2
+    assert scores.rivals("tea", "", ()).much_likelier(10) == 0
 
 
 # slots
@@ -209,7 +221,7 @@ def test_the_unlikeliest_live_holder_gives_back() -> None:
 
 def test_no_more_are_recalled_than_devices_want() -> None:
     """One at a time, or as many as sold or refused the voucher lately and hold none."""
-    held = [Held("x", "a"), Held("y", "b", recalled_at="then"), Held("z", "c")]
+    held = [Held("x", "a"), Held("y", "b", recalled_at="then", pending=True), Held("z", "c")]
     assert allotting(sold("me a b c", me=9), held).recallable(candidate(0)) is None
     assert allotting(sold("me a b c d", me=9, d=1), held).recallable(candidate(0)) == "x"
 
@@ -225,13 +237,6 @@ def test_two_that_hold_their_share_keep_it() -> None:
     assert allotting(sold("me a b"), [Held("l", "a", 4), Held("m", "b", 4)]).recallable(candidate(0)) is None
     assert allotting(sold("me a b"), [Held("l", "a", 6), Held("m", "b", 3)]).recallable(candidate(0)) == "l"
     assert allotting(sold("me a b"), [Held("l", "a", 5), Held("m", "b", 3)]).recallable(candidate(0)) is None
-
-
-def test_a_holder_in_another_scope_is_left_alone() -> None:
-    """However likely this device is to sell: what the other gives back, its own scope gives it again."""
-    likely = sold("me a b", me=50)
-    assert allotting(likely, [Held("1", "a", elsewhere=True)]).recallable(candidate(0)) is None
-    assert allotting(likely, [Held("1", "a", elsewhere=True), Held("2", "b")]).recallable(candidate(0)) == "2"
 
 
 def test_the_last_use_of_a_budget_is_waited_for_too() -> None:
@@ -294,7 +299,7 @@ def test_leases_come_to_rest(
             asks = Allotting(device, (), scores, {"tea": list(out)}, 1000)
             if one.slots <= 0 and (lease := asks.recallable(one)) is not None:
                 holder = next(held for held in out if held.id == lease)
-                leases[holder.device_id] = holder._replace(recalled_at="now")
+                leases[holder.device_id] = holder._replace(recalled_at="now", pending=True)
             elif (part := asks.part(one)) is not None:
                 leases[device] = Held(f"l{next(numbers)}", device, units=part[0], minor=part[1])
         if leases == before:

@@ -62,10 +62,50 @@ def test_a_device_whose_enrolment_the_line_repeated_comes_back_all_the_same(shop
     backup.restore()
     begin(shop)
     assert httpx2.post(f"{shop.url}/v1/devices", content=device.enrolment[0]).status_code == 201
+    (ghost,) = shop.rows("SELECT id FROM devices")
     assert device.enrol_again().device == device.id
     report(device)
     assert [row["id"] for row in shop.rows("SELECT id FROM devices")] == [device.id]
     assert [row["device_id"] for row in shop.rows("SELECT device_id FROM enrolment_tokens")] == [device.id]
+    (row,) = audited(shop, "device.again")
+    assert row["detail"]["gave_way"] == ghost["id"]
+
+
+@pytest.mark.parametrize("decided", ["revoke", "suspend", "lost"])
+def test_a_device_that_an_operator_decided_about_gives_way_to_nobody(shop: Shop, decided: str) -> None:
+    """Its key came back as an active device under the older id, and the revocation was undone."""
+    device, ghost = with_a_ghost(shop)
+    assert shop.post(f"/v1/devices/{ghost}/{decided}").status_code == 200
+    before = shop.rows("SELECT id, state FROM devices")
+    assert refusal(device) == (409, "EXISTS")
+    assert shop.rows("SELECT id, state FROM devices") == before
+    assert audited(shop, "device.again") == []
+
+
+def test_a_device_that_redeemed_online_gives_way_to_nobody(either_shop: Shop) -> None:
+    """It never synced, and redemptions and demand are of it: that was an error of the database, each time."""
+    shop = either_shop
+    shop.publish(voucher("jam"))
+    device, ghost = with_a_ghost(shop)
+    real, device.id = device.id, ghost
+    assert device.redeem_online(ORDER, ["jam"], new_id()).status_code == 200
+    device.id = real
+    assert refusal(device) == (409, "EXISTS")
+    assert [row["id"] for row in shop.rows("SELECT id FROM devices")] == [ghost]
+
+
+def with_a_ghost(shop: Shop) -> tuple[TinyDevice, str]:
+    """A device that a restore forgot, and the id of the one that its repeated request made."""
+    token = shop.token()
+    backup = Backup(shop)
+    device = TinyDevice(shop.url, shop.clock)
+    device.enrol(token)
+    device.sync()
+    backup.restore()
+    begin(shop, all_known=False)
+    assert httpx2.post(f"{shop.url}/v1/devices", content=device.enrolment[0]).status_code == 201
+    (row,) = shop.rows("SELECT id FROM devices")
+    return device, row["id"]
 
 
 def test_an_enrolment_of_this_epoch_proves_an_undeclared_restore(shop: Shop) -> None:

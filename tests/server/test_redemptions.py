@@ -177,3 +177,69 @@ def test_a_restored_server_redeems_no_limited_voucher_online(either_shop: Shop, 
     assert either_shop.pool("tea")["online"] == 1
     either_shop.rows("UPDATE server SET state = 'normal'")
     assert either_shop.online(new_id(), "tea").json()["redeemed"] is True
+
+
+def test_what_a_device_redeems_online_is_kept_with_all_that_is_asked_of_it_later(shop: Shop) -> None:
+    """Device, time, customer, digests and uses; a unit of the customer's, and one that the device sold."""
+    shop.publish(voucher("tea", total=5, budget_minor=1_000))
+    device, attempt, nobody = shop.device(synced=False), new_id(), new_id()
+    assert device.answer_online(ORDER, ["tea"], attempt).redeemed is True
+    assert shop.online(nobody, "tea", order=ORDER | {"customer": None}).json()["redeemed"] is True
+    first, second = sorted(shop.rows("SELECT * FROM redemptions"), key=lambda row: row["redemption_id"] != attempt)
+    assert (first["issuer"], first["device_id"], first["customer_id"]) == (device.id, device.id, "anna")
+    assert (second["issuer"], second["device_id"], second["customer_id"]) == ("operator", None, None)
+    assert [(row["online"], row["body_sha256"]) for row in (first, second)] == [(1, None)] * 2
+    assert len({row["content_sha256"] for row in (first, second)}) == 2
+    assert msgspec.json.decode(first["result"])["applied"][0]["discount_minor"] == 100
+    (published,) = shop.get("/v1/vouchers")["vouchers"]
+    for use in shop.rows("SELECT * FROM redemption_uses"):
+        assert (use["voucher_id"], use["revision_sha256"]) == (published["id"], published["sha256"])
+        assert (use["units"], use["minor"], use["settled_minor"]) == (1, 100, 100)
+        assert (use["lease_id"], use["cover"], use["voided_units"], use["voided_minor"]) == (None, "online", 0, 0)
+    assert shop.rows("SELECT customer_id, units FROM customer_uses") == [{"customer_id": "anna", "units": 1}]
+    assert shop.rows("SELECT device_id, units FROM demand") == [{"device_id": device.id, "units": 1}]
+    for measure, each in (("units", 1), ("minor", 100)):
+        pool = shop.pool("tea", measure)
+        assert (pool["online"], pool["free"]) == (2 * each, pool["limit"] - 2 * each)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"total": 2}, "LIMIT_REACHED"), ({"budget_minor": 299}, "BUDGET_EXHAUSTED")],
+)
+def test_the_last_of_a_limit_is_redeemed_and_no_more(shop: Shop, limits: dict[str, int], reason: str) -> None:
+    """The refusal says how much has been used, or is left."""
+    shop.publish(voucher("tea", **limits))
+    assert [shop.online(new_id(), "tea").json()["redeemed"] for _ in range(3)] == [True, True, False]
+    (refused,) = shop.online(new_id(), "tea").json()["result"]["refused"]
+    assert refused["reason"] == reason
+    told = {name: refused["detail"].get(name) for name in ("limit", "used", "discount_minor", "left_minor")}
+    used = {"limit": 2, "used": 2, "discount_minor": None, "left_minor": None}
+    left = {"limit": None, "used": None, "discount_minor": 100, "left_minor": 99}
+    assert told == (used if reason == "LIMIT_REACHED" else left)
+
+
+def test_a_customer_redeems_as_often_as_the_limit_says(shop: Shop) -> None:
+    """Each customer by themselves, of each voucher by itself; and whoever has no name not at all."""
+    shop.publish(voucher("tea", per_customer=2), voucher("jam", per_customer=1))
+    berta = ORDER | {"customer": {"id": "berta"}}
+    assert [shop.online(new_id(), "tea").json()["redeemed"] for _ in range(3)] == [True, True, False]
+    assert shop.online(new_id(), "jam").json()["redeemed"] is True
+    assert shop.online(new_id(), "tea", order=berta).json()["redeemed"] is True
+    (refused,) = shop.online(new_id(), "tea").json()["result"]["refused"]
+    assert (refused["reason"], refused["detail"]["used"]) == ("CUSTOMER_LIMIT_REACHED", 2)
+    assert shop.online(new_id(), "tea", order=ORDER | {"customer": {}}).json()["redeemed"] is False
+    uses = {(row["customer_id"], row["units"]) for row in shop.rows("SELECT * FROM customer_uses")}
+    assert uses == {("anna", 2), ("anna", 1), ("berta", 1)}
+
+
+def test_a_bad_field_is_named_with_its_place(shop: Shop) -> None:
+    """Of the request, of the order in it, and of one of its codes."""
+    good = {"id": new_id(), "order": ORDER, "codes": ["tea"]}
+    for fields, path in (
+        ({"codes": "tea"}, "codes"),
+        ({"order": ORDER | {"currency": "EURO"}}, "order.currency"),
+        ({"codes": ["tea", ""]}, "codes[1]"),
+    ):
+        response = shop.post("/v1/redemptions", good | fields)
+        assert (response.status_code, [one["path"] for one in response.json()["errors"]]) == (422, [path])

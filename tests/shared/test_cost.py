@@ -80,10 +80,10 @@ def test_lines_cost_in_proportion(discount: Doc) -> None:
 
 
 def test_values_and_segments_are_looked_up_and_not_compared_in_pairs() -> None:
-    """A thousand values against a thousand: a few calls for each value, not a million."""
+    """A thousand values against a thousand: a few lines for each value, not a million."""
     of = order(100, customer={"attributes": {"n": list(range(1000))}})
     when = {"field": "customer.attributes.n", "op": "contains_any", "value": [*range(1000, 1999), 5]}
-    assert cost(of, compiled(percentage(5), when=when)) < 20_000
+    assert cost(of, compiled(percentage(5), when=when)) < 100_000  # some 5,000; more where the product is traced
 
 
 def test_vouchers_cost_in_proportion() -> None:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from tallystick_shared.errors import InvalidInput
+from tallystick_shared.model import parse_voucher
 from tallystick_shared.validity import epoch_second, zone
 from tests.shared.build import Doc, document, fixed, order, percentage, reasons, run, voucher
 
@@ -179,6 +180,7 @@ def test_a_refusal_names_the_day_and_the_zone() -> None:
     ):
         [found] = run(order(100), voucher(percentage(10), hours=hours, valid_until=until), at=at).refused
         assert found.detail["message"] == message
+        assert [one.closes for one in found.detail["hours"]] == ["18:00"]
 
 
 def test_refusals_by_time_name_the_bound_as_it_was_written() -> None:
@@ -189,3 +191,21 @@ def test_refusals_by_time_name_the_bound_as_it_was_written() -> None:
     assert refused.detail["message"] == "come back from 2026-06-01 00:00:00 +02:00"
     [refused] = run(order(100), voucher(percentage(10), **bounds), at=late).refused
     assert refused.detail["message"] == "use another code: it was valid until 2026-08-31 23:59:59 +00:00"
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "expected", "found"),
+    [
+        ({"from": "24:00"}, "from", "must be a time of day from 00:00 to 23:59, of four digits", '"24:00"'),
+        ({"to": "9:00"}, "to", "must be a time of day from 00:00 to 23:59, of four digits", '"9:00"'),
+        ({"to": "12:60"}, "to", "must be a time of day from 00:00 to 23:59, of four digits", '"12:60"'),
+        ({"timezone": "Berlin"}, "timezone", "must be a time zone of IANA, such as Europe/Berlin", "Berlin"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused_with_its_place(fields: Doc, path: str, expected: str, found: str) -> None:
+    """Which of the windows, which field of it, and what was given."""
+    hours = [window("16:00", "18:00"), window("16:00", "18:00") | fields]
+    with pytest.raises(InvalidInput) as caught:
+        parse_voucher(voucher(fixed(1), hours=hours))
+    assert (caught.value.path, caught.value.expected) == (f"hours[1].{path}", expected)
+    assert found in str(caught.value)

@@ -251,7 +251,7 @@ def _sales_moves(device: Device, index: int, till: Till, rules: Rules, bounds: B
     if len(device.sales) < bounds.sales:
         yield ("asks", index, len(device.sales), 0), 0, device._replace(sales=(*device.sales, Sale(asked=1)))
     for number, sale in enumerate(device.sales):
-        if sale.asked in (1, 3) and sale.server:
+        if sale.asked in (1, 3) and sale.server in ("online", "used"):
             answered = sale._replace(asked=2, goods=1)
             yield ("answered", index, number, 0), 1, device._replace(sales=_replaced(device.sales, number, answered))
         if sale.voids == 2:
@@ -353,7 +353,7 @@ def _server_moves(state: State, device: Device, rules: Rules, bounds: Bounds) ->
             told = device._replace(sales=_replaced(device.sales, number, sale._replace(server="online")))
             yield ("counts", 0, number, 0), 0, pool._replace(free=pool.free - 1, online=pool.online + 1), told
         unseen = sale.asked == 1 and not sale.voided and not rules.only_goods_that_are_out_are_voided_elsewhere
-        if sale.server and (sale.goods == 1 or unseen):
+        if sale.server in ("online", "used") and (sale.goods == 1 or unseen):
             back = device._replace(sales=_replaced(device.sales, number, sale._replace(goods=2 * sale.goods)))
             yield (
                 ("voided elsewhere", 0, number, 0),

@@ -64,8 +64,8 @@ def settled(
     """One event of a device. `units`: u of a close, 0 of a void that names no use, else 1. `lease`: q, k and state.
 
     States of a lease are `open`, `closed`, `released`, `lost` and `forked` (burned, and by what), and `waits` (open,
-    its close kept for a person). `sale`: the redemption with this id as the server knows it, `""`, `online` or `used`,
-    and how many units of it are voided.
+    its close kept for a person). `sale`: the redemption with this id as the server knows it, `""`, `online`, `used` or
+    `never` (voided before it came), and how many units of it are voided.
     """
     facts = Facts(revisions={(VOUCHER, _REVISION): _COMPILED})
     facts.vouchers[VOUCHER] = VoucherFacts("quota", _REVISION, "active", NOON, None, None, {"units": free})
@@ -95,11 +95,11 @@ def _known(server: str, voided: int) -> RedemptionFacts:
         at=NOON,
         store_id="s",
         customer_id=None,
-        online=online,
-        content_sha256=content_digest(_ORDER, ["CODE"]),
-        body_sha256=None if online else sha256_hex(_BODY),
+        online=online or server == "never",
+        content_sha256="" if server == "never" else content_digest(_ORDER, ["CODE"]),
+        body_sha256=sha256_hex(_BODY) if server == "used" else None,
         result=b"{}",
-        uses={VOUCHER: use},
+        uses={} if server == "never" else {VOUCHER: use},
     )
 
 
@@ -140,5 +140,7 @@ def _effect(facts: Facts, sale: tuple[str, int]) -> Effect:
     redemption = facts.redemptions.get(SALE)
     if redemption is None:
         return Effect(*moved, known, state, *sale)
+    if not redemption.uses:
+        return Effect(*moved, known, state, "never", 0)
     voided = redemption.uses[VOUCHER].voided_units
     return Effect(*moved, known, state, "online" if redemption.online else "used", voided)
