@@ -85,14 +85,16 @@ def void_all(device: TinyDevice, ref: str) -> None:
 
 
 def test_a_void_of_an_online_attempt_whose_answer_was_lost_is_whole(shop: Shop) -> None:
-    """Without uses it returns all that has not returned; of an unknown redemption it returns nothing."""
+    """Without uses it returns all that has not returned; of an unknown redemption, whose request may be lost, it returns
+    nothing, and nobody has to look at it. With uses that were never redeemed it is flagged."""
     shop.publish(voucher("tea", total=5, budget_minor=1_000, per_customer=1))
     device, attempt = held_back(shop), new_id()
     assert device.answer_online(ORDER, ["tea"], attempt).redeemed is True
     device.void(attempt, "tea", units=0, minor=30)
     void_all(device, attempt)
     void_all(device, new_id())
-    assert [(one.seq, one.reasons) for one in device.sync().exceptions] == [(3, [Flag.WITHOUT_COVER])]
+    device.void(new_id(), "tea", minor=100)
+    assert [(one.seq, one.reasons) for one in device.sync().exceptions] == [(4, [Flag.WITHOUT_COVER])]
     assert (shop.pool("tea")["voided"], shop.pool("tea", "minor")["voided"]) == (1, 100)
     assert shop.rows("SELECT units FROM customer_uses") == [{"units": 0}]
 
