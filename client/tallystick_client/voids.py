@@ -82,10 +82,8 @@ def void(
         judged = terminal.judged(writing)
         void_id = void_id or new_id(judged.at)
         lines = [Returned(line_id, units) for line_id, units in now.items()]
-        body = encode(
-            VoidBody(reason=_readable(reason), refund_minor=refund, returned=lines, salt=secrets.token_hex(16))
-        )
-        writing.append(EventType.VOID, void_id, judged, body, uses=uses, ref=redemption_id)
+        body = VoidBody(_readable(reason), refund, lines, salt=secrets.token_hex(16))
+        writing.append(EventType.VOID, void_id, judged, encode(body), uses=uses, ref=redemption_id)
         for line in lines:
             writing.execute(
                 "INSERT INTO returns VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET units = units + excluded.units",
