@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from tallystick_client.errors import LineError, StorageError
-from tallystick_client.schema import sync_folder
+from tallystick_client.schema import on_disk, sync_folder
 from tallystick_client.store import check_owner, make_private, sync_parent
 from tallystick_shared.signing import SigningKey
 
@@ -78,14 +78,13 @@ class Lock:
 
     def take(self) -> bool:
         """Whether it is this one's now. Raises `StorageError`. `release` must follow, whatever happens."""
-        try:
+        with on_disk(f"{self._path} cannot be locked"):
             if self._descriptor < 0:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise StorageError(f"{self._path} cannot be locked: {error.strerror}", code="DISK") from error
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
         return True
 
 
@@ -97,22 +96,22 @@ class Directory:
 
     def make(self) -> None:
         """Makes it, for an enrolment; refuses where a till lives already."""
-        try:
+        with on_disk(f"{self.path.parent} cannot be made"):
             missing = [folder for folder in self.path.parents if not folder.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in missing:
                 sync_parent(folder)
-        except OSError as error:
-            raise StorageError(f"{self.path.parent} cannot be made: {error.strerror}", code="DISK") from error
         make_private(self.path)
-        if (self.path / CONFIG_NAME).exists():
+        if self._read(CONFIG_NAME) is not None:
             raise StorageError(
                 f"{self.path} belongs to the till {self.config().name} already: enrol in another directory",
                 code="MIXED_DIRECTORY",
             )
 
     def config(self) -> Config:
-        if not self.path.is_dir():
+        with on_disk(f"{self.path} cannot be looked at"):
+            there = self.path.is_dir()
+        if not there:
             raise StorageError(
                 f"{self.path} is not there: enrol this till first (tallystick enroll)", code="NOT_A_TILL"
             )
@@ -130,9 +129,9 @@ class Directory:
         raw = self._read(KEY_NAME)
         if raw is None:
             return None
-        mode = (self.path / KEY_NAME).stat().st_mode & 0o077
-        if mode:
-            (self.path / KEY_NAME).chmod(0o600)
+        with on_disk(f"{self.path / KEY_NAME} cannot be kept from others"):
+            if (self.path / KEY_NAME).stat().st_mode & 0o077:
+                (self.path / KEY_NAME).chmod(0o600)
         try:
             return SigningKey.from_bytes(raw)
         except ValueError as error:
@@ -162,12 +161,11 @@ class Directory:
         return Lock(self.path / LOCK_NAME)
 
     def _read(self, name: str) -> bytes | None:
-        try:
-            return (self.path / name).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(f"{self.path / name} cannot be read: {error.strerror}", code="DISK") from error
+        with on_disk(f"{self.path / name} cannot be read"):
+            try:
+                return (self.path / name).read_bytes()
+            except FileNotFoundError:
+                return None
 
     def _write(self, name: str, raw: bytes) -> None:
         write_whole(self.path / name, [raw])
@@ -176,7 +174,7 @@ class Directory:
 def write_whole(path: Path, parts: Iterable[bytes]) -> None:
     """Whole or not at all, 0600, on the disk before this returns. Raises `StorageError`."""
     making = path.with_name(f"{path.name}.new")
-    try:
+    with on_disk(f"{path} cannot be written"):
         making.unlink(missing_ok=True)
         descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -189,5 +187,3 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
             making.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}", code="DISK") from error

@@ -19,9 +19,10 @@ import msgspec
 from tallystick_client import exchange, requests
 from tallystick_client.chain import position_at
 from tallystick_client.directory import write_whole
-from tallystick_client.errors import CallerError, LineError, StorageError
+from tallystick_client.errors import CallerError, LineError
 from tallystick_client.journal import Writing
 from tallystick_client.keeper import Keeper
+from tallystick_client.schema import on_disk
 from tallystick_client.timekeeping import read_clock
 from tallystick_shared.journal import BATCH_EVENTS_MAX, Position
 from tallystick_shared.journal_file import FORMAT, VERSION, FileHeader, write_batch, write_header
@@ -96,11 +97,9 @@ def _retire(keeper: Keeper) -> int:
 def _must_be_writable(file: Path) -> None:
     """Makes the file under the name that it has while it is written. Raises `StorageError`."""
     making = file.with_name(f"{file.name}.new")
-    try:
+    with on_disk(f"{file} cannot be written"):
         making.unlink(missing_ok=True)
         os.close(os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError as error:
-        raise StorageError(f"{file} cannot be written: {error.strerror}", code="DISK") from error
 
 
 def _known(view: Writing, restored: Restored) -> Position:

@@ -224,7 +224,8 @@ class Journal:
         `request`, `answer`: the enrolment as it was sent and answered, for a server that has forgotten this device.
         """
         making = path.with_name(path.name + ".new")
-        making.unlink(missing_ok=True)  # left by an enrolment that was cut off; it never was a journal
+        with schema.on_disk(f"{path} cannot be made"):
+            making.unlink(missing_ok=True)  # left by an enrolment that was cut off; it never was a journal
         connection = schema.create(making)
         try:
             values = [_plain(getattr(state, name)) for name in State.__struct_fields__]
@@ -241,11 +242,9 @@ class Journal:
             raise schema.explained(error, path) from error
         finally:
             connection.close()
-        try:
+        with schema.on_disk(f"{path} cannot be made"):
             making.rename(path)
             schema.sync_folder(path.parent)  # before the config says that there is a till
-        except OSError as error:
-            raise StorageError(f"{path} cannot be made: {error.strerror}", code="DISK") from error
 
     @classmethod
     def open(cls, path: Path, *, label: str) -> Journal:

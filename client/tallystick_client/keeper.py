@@ -40,7 +40,7 @@ from tallystick_client.journal import FILE_NAME, Journal, State, Writing, mark_c
 from tallystick_client.machine import Machine
 from tallystick_client.online import OnlineRedemption
 from tallystick_client.reports import Receipt
-from tallystick_client.schema import set_aside
+from tallystick_client.schema import on_disk, set_aside
 from tallystick_client.store import DIRECTORY_NAME, Store
 from tallystick_client.terminal import (
     Terminal,
@@ -270,7 +270,9 @@ class Enroller:
     def _keep(self, change: KeepEnrolment) -> None:
         enrolled = change.enrolled
         path = self._directory.path / FILE_NAME
-        if path.exists():
+        with on_disk(f"{path} cannot be looked at"):
+            left_over = path.exists()
+        if left_over:
             # an enrolment was cut off between journal and config; a journal with events is somebody's, and stays
             left = Journal.open(path, label=_label(self.clock))
             head_seq = left.state().head_seq

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tallystick_client.errors import StorageError
@@ -140,16 +142,24 @@ UPGRADES: dict[int, tuple[str, ...]] = {
 """The statements that lead from a version to the next. One that was ever released is never changed."""
 
 
+@contextmanager
+def on_disk(failed: str) -> Iterator[None]:
+    """What the operating system says is wrong, as one sentence that begins with `failed`. Raises `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{failed}: {error.strerror or error}", code="DISK") from error
+
+
 def create(path: Path) -> sqlite3.Connection:
     """A new journal, 0600, its tables in a transaction that the caller fills and commits. Raises `StorageError`."""
-    try:
+    with on_disk(f"{path} cannot be made"):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    try:
         connection = connect(path)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {USER_VERSION}")
         connection.executescript("BEGIN IMMEDIATE;" + TABLES)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be made: {error.strerror}", code="DISK") from error
     except sqlite3.Error as error:
         raise explained(error, path) from error
     return connection
@@ -183,9 +193,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def open_existing(path: Path) -> sqlite3.Connection:
     """The connection to a journal that is there. Raises `StorageError`, `JOURNAL_DAMAGED` where it is not a journal."""
-    if not path.exists():
-        raise StorageError(f"there is no journal at {path}: this till has to be enrolled again", code="NOT_A_TILL")
-    owner = path.stat().st_uid
+    with on_disk(f"{path} cannot be read"):
+        if not path.exists():
+            raise StorageError(f"there is no journal at {path}: this till has to be enrolled again", code="NOT_A_TILL")
+        owner = path.stat().st_uid
     if owner != os.geteuid():
         raise StorageError(f"{path} belongs to user {owner}, this process runs as user {os.geteuid()}", code="NOT_OURS")
     connection = None
@@ -269,7 +280,7 @@ def demand_readable(path: Path) -> None:
     """Reads every byte of a database and its log: SQLite calls malformed what the disk fails to read. Raises
     `StorageError` (`DISK`)."""
     for part in (path, path.with_name(path.name + "-wal")):
-        try:
+        with on_disk(f"{part} cannot be read"), suppress(FileNotFoundError):
             found = part.stat()
             key = (found.st_dev, found.st_ino)
             if key not in _READING:
@@ -277,10 +288,6 @@ def demand_readable(path: Path) -> None:
             position = 0
             while chunk := os.pread(_READING[key], 1024 * 1024, position):
                 position += len(chunk)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise StorageError(f"{part} cannot be read: {error.strerror}", code="DISK") from error
 
 
 def set_aside(path: Path, label: str) -> Path:
@@ -289,12 +296,10 @@ def set_aside(path: Path, label: str) -> Path:
     Raises `StorageError`.
     """
     aside = path.with_name(f"{path.name}.damaged-{label}")
-    try:
+    with on_disk(f"{path} is damaged, and cannot be renamed"):
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
         sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path} is damaged, and cannot be renamed: {error.strerror}", code="DISK") from error
     return aside

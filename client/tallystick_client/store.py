@@ -29,7 +29,7 @@ from tallystick_client.actions import KeepBundle
 from tallystick_client.blobs import Changes, Part, Vouchers, delta, ends_of, same_history, snapshot, together
 from tallystick_client.bundle import Bundle, Parts
 from tallystick_client.errors import StorageError, TallystickError, Untrusted
-from tallystick_client.schema import demand_readable, explained, sync_folder
+from tallystick_client.schema import demand_readable, explained, on_disk, sync_folder
 from tallystick_client.trust import Trusted
 from tallystick_shared.bundle import BLOB_BYTES_MAX, BlobRef, BundleVoucher, Manifest
 from tallystick_shared.journal import encode
@@ -232,14 +232,15 @@ class Store:
 
     def _open(self) -> Any:
         path = self.directory / diskcache.core.DBNAME
-        if self._cache is not None and (not path.exists() or path.stat().st_ino != self._inode):
-            self._cache.close()  # another process of this till set the cache aside
-            self._cache = None
-        if self._cache is None:
-            make_private(self.directory)
-            inspect(path)
-            self._cache = diskcache.Cache(str(self.directory), timeout=TIMEOUT_S, disk=BytesDisk, **SETTINGS)
-            self._inode = path.stat().st_ino
+        with on_disk(f"{path} cannot be opened"):
+            if self._cache is not None and (not path.exists() or path.stat().st_ino != self._inode):
+                self._cache.close()  # another process of this till set the cache aside
+                self._cache = None
+            if self._cache is None:
+                make_private(self.directory)
+                inspect(path)
+                self._cache = diskcache.Cache(str(self.directory), timeout=TIMEOUT_S, disk=BytesDisk, **SETTINGS)
+                self._inode = path.stat().st_ino
         return self._cache
 
     def _is_sound(self) -> bool:
@@ -267,7 +268,8 @@ class Store:
             self._cache.close()
             self._cache = None
         aside = self.directory.with_name(f"{self.directory.name}.refused-{self._label()}")
-        self.directory.rename(aside)
+        with on_disk(f"{self.directory} cannot be trusted ({error}), and cannot be renamed"):
+            self.directory.rename(aside)
         self.notes.append(
             f"the cache could not be trusted ({error}); it is kept as {aside.name}, sync to fetch it again"
         )
@@ -305,10 +307,11 @@ def _chunk_count(size_bytes: int) -> int:
 
 def check_owner(directory: Path) -> None:
     """Raises `StorageError` (`NOT_OURS`) where the directory is not this user's own: others could change it."""
-    try:
-        found = os.lstat(directory)
-    except FileNotFoundError:
-        return
+    with on_disk(f"{directory} cannot be looked at"):
+        try:
+            found = os.lstat(directory)
+        except FileNotFoundError:
+            return
     if not stat.S_ISDIR(found.st_mode):
         raise StorageError(f"{directory} is not a directory", code="NOT_OURS")
     if found.st_uid != os.geteuid():
@@ -320,12 +323,10 @@ def check_owner(directory: Path) -> None:
 def make_private(directory: Path) -> None:
     """Makes the directory if need be, 0700, whoever made it; it stays through a power cut. Raises `StorageError`."""
     check_owner(directory)
-    try:
+    with on_disk(f"{directory} cannot be made"):
         directory.mkdir(mode=0o700, exist_ok=True)
         directory.chmod(0o700)
         sync_parent(directory)  # also where it is there: who made it may have died before this
-    except OSError as error:
-        raise StorageError(f"{directory} cannot be made: {error.strerror}", code="DISK") from error
 
 
 def sync_parent(directory: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tallystick_client import CallerError, InvalidInput, Returned, StorageError, Till
 from tallystick_client.actions import Woken
+from tallystick_client.exporting import export
 from tallystick_client.journal import FILE_NAME, Journal
 from tallystick_client.loops import run
 from tallystick_client.terminal import _note_anomaly
@@ -266,3 +267,36 @@ def test_a_clock_that_was_wrong_for_a_minute_after_boot_is_forgotten(shop: Shop,
     clock.turn(hours=-40)
     clock.run(minutes=1)
     assert till.status().at == clock.now()
+
+
+@pytest.mark.parametrize("call", ["unlink", "rename", "stat", "chmod", "mkdir", "read_bytes", "exists"])
+def test_whatever_the_system_refuses_is_one_sentence(
+    shop: Shop, till: Till, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Of any of a till's files, when it is made, opened and asked (disk row, seed 1, case 51)."""
+    real = getattr(Path, call)
+
+    def refuses(path: Path, *given: object, **named: object) -> object:
+        if path.is_relative_to(shop.work):
+            raise OSError(28, "No space left on device")
+        return real(path, *given, **named)
+
+    def tried(work: Callable[[], object]) -> str:
+        try:
+            work()
+        except StorageError as error:
+            return error.code if str(error).endswith(": No space left on device") else str(error)
+        return ""
+
+    token = shop.server.token()
+    monkeypatch.setattr(Path, call, refuses)
+    found = [
+        tried(lambda: Till.enroll(shop.work / "new", shop.server.url, token, clock=shop.clock)),
+        tried(shop.open),
+        tried(lambda: till.redeem(order(), ["TEN"])),
+        tried(till.status),
+        tried(till.sync),
+        tried(lambda: export(till._keeper, shop.work / "out.journal", final=False)),
+    ]
+    assert set(found) <= {"", "DISK"}
+    assert "DISK" in found

@@ -11,10 +11,11 @@ from typing import Any
 from tallystick_client.actions import Send
 from tallystick_client.errors import CallerError, LineError, RemoteError
 from tallystick_client.keeper import Keeper
-from tallystick_shared.errors import TallystickError
+from tallystick_shared.errors import TallystickError, Untrusted
 from tallystick_shared.signing import Typ
 from tests.proof.bundles_changes import Changed, at_place, by_chance, compact, dressed, places
 from tests.proof.bundles_signed import OTHER_ID
+from tests.proof.bundles_targets import same_root
 from tests.proof.bundles_world import Template, World, payload
 from tests.proof.tally import Tally
 
@@ -71,7 +72,7 @@ def _attempts(
     name: str, made: Template, chance: random.Random, each: int
 ) -> Iterator[tuple[Callable[[bytes], bytes], int | None]]:
     for _ in range(each):
-        yield partial(_at_any_place, chance), None
+        yield partial(_other_root, made, chance) if name == "root" else partial(_at_any_place, chance), None
     yield lambda raw: by_chance(raw, raw[::-1], chance).raw, None
     for raw in (
         b"",
@@ -114,6 +115,16 @@ def _at_any_place(chance: random.Random, raw: bytes) -> bytes:
 
 def _other(raw: bytes, changed: Changed) -> bytes:
     return changed.raw if changed.raw != raw else raw + b"\x00"
+
+
+def _other_root(made: Template, chance: random.Random, raw: bytes) -> bytes:
+    """One byte more where the outer object alone was changed, which nobody signed, and the signatures still hold."""
+    changed = _at_any_place(chance, raw)
+    try:
+        made.trusted.next_root(changed)
+    except Untrusted:
+        return changed
+    return raw + b"\x00" if same_root(raw)(changed) else changed
 
 
 def _dressed(public_x: str, made: Template, pick: int, raw: bytes) -> bytes:

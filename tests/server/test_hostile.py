@@ -85,8 +85,8 @@ def void_all(device: TinyDevice, ref: str) -> None:
 
 
 def test_a_void_of_an_online_attempt_whose_answer_was_lost_is_whole(shop: Shop) -> None:
-    """Without uses it returns all that has not returned; of an unknown redemption, whose request may be lost, it returns
-    nothing, and nobody has to look at it. With uses that were never redeemed it is flagged."""
+    """Without uses it returns all that has not returned; of an unknown redemption, whose request may be lost, nothing,
+    and nobody has to look at it. With uses that were never redeemed it is flagged."""
     shop.publish(voucher("tea", total=5, budget_minor=1_000, per_customer=1))
     device, attempt = held_back(shop), new_id()
     assert device.answer_online(ORDER, ["tea"], attempt).redeemed is True
