@@ -54,3 +54,10 @@ def as_returned(returned: Iterable[Returned]) -> list[Returned]:
         if type(one.units) is not int or one.units < 1:
             raise InvalidInput(f"returned[{index}].units", "must be a whole number from 1", repr(one.units)[:80])
     return lines
+
+
+def as_reason(reason: str) -> str:
+    """At most 500 characters; what is no text (half a surrogate pair, a byte of another encoding) becomes `?`."""
+    if not isinstance(reason, str):
+        raise InvalidInput("reason", "must be text", repr(reason)[:80])
+    return reason[:500].encode("utf-8", "replace").decode("utf-8")

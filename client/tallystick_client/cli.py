@@ -31,7 +31,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     help="Vouchers at a till that keeps working without a network.",
-    epilog="Exit codes: 0 done, 1 nothing redeemed or refused, 2 bad input, 3 no line, 4 server not trusted.",
+    epilog="Exit codes: 0 done, 1 nothing redeemed or refused, 2 bad input or a failing disk, 3 no line, "
+    "4 server not trusted.",
 )
 app.add_typer(vectors.app, name="vectors")
 app.add_typer(cli_journal.app, name="journal")

@@ -109,6 +109,7 @@ class Keeper:
             raise InvalidInput("codes", "must hold at least one code")
         with self.journal.read() as view:
             demand_not_retired(view.state)
+            self.terminal.bundle(view)  # nothing is sent whose offline redemption could not take its place
             earlier = None
             if redemption_id is not None:
                 earlier = earlier_receipt(view, as_id(redemption_id), order, codes)
@@ -200,7 +201,7 @@ class Keeper:
                     code="VOIDED",
                 )
             first = close_attempt(writing, answer.id, "redeemed" if answer.redeemed else "refused", encode(answer))
-            bundle = self.terminal.bundle(writing)
+            bundle = self.terminal.readable_bundle(writing)
             if first and answer.redeemed and bundle is not None:
                 raw = writing.run("SELECT request FROM attempts WHERE id = ?", (answer.id,)).fetchone()[0]
                 order = parse_order(bytes(msgspec.json.decode(raw, type=RedeemRequest).order))
@@ -211,7 +212,7 @@ class Keeper:
     def _holds_what_was_refused(self, result: Result) -> bool:
         codes = [one.code for one in result.refused if one.reason in (Reason.LIMIT_REACHED, Reason.BUDGET_EXHAUSTED)]
         with self.journal.read() as view:
-            bundle = self.terminal.bundle(view)
+            bundle = self.terminal.readable_bundle(view)
             found = {} if bundle is None else find_entries(bundle, codes)
             return any(
                 view.run("SELECT 1 FROM leases WHERE voucher_id = ? AND state = 'active'", (entry.id,)).fetchone()

@@ -39,7 +39,7 @@ from tallystick_client.actions import (
 )
 from tallystick_client.errors import TallystickError, TryLater
 from tallystick_client.fetching import Fetching
-from tallystick_client.pausing import SPREAD_S, appointment
+from tallystick_client.pausing import SPREAD_S, appointment, own_wait_s
 from tallystick_client.phases import TRANSITIONS, Phase
 from tallystick_client.reports import SyncReport
 from tallystick_client.trust import Trusted
@@ -135,7 +135,7 @@ class Machine:
                 message = f"the server asked not to be called before {when:%H:%M:%S} UTC"
                 raise TryLater(message, next_attempt_at=when, code="ASKED_TO_WAIT")
             return self._prepare(self._first_batch())
-        own = tick.seconds_until(reading.next_attempt_at) if reading.next_attempt_at else SPREAD_S * tick.jitter
+        own = own_wait_s(reading, tick) if reading.next_attempt_at else SPREAD_S * tick.jitter
         return Phase.WAITING, Wait(max(asked, own))
 
     def _first_batch(self) -> int | None:

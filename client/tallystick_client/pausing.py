@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Protocol
 
 from tallystick_client.actions import Answer, Failed, Reading, Tick, retry_after_s
 
@@ -14,6 +15,25 @@ BINDING_S_MAX = 3_600
 """So long a `Retry-After`, which nobody signed, binds a person too who asks for a sync."""
 HALVE_AFTER = 3
 """The same batch failing this often in a row is halved, in case it is the batch."""
+
+
+class Kept(Protocol):
+    """What a journal holds of the last failure: its state, or what a sync reads of it."""
+
+    @property
+    def failures(self) -> int: ...
+    @property
+    def next_attempt_at(self) -> datetime | None: ...
+    @property
+    def not_before_at(self) -> datetime | None: ...
+
+
+def own_wait_s(kept: Kept, tick: Tick) -> float:
+    """Seconds to the appointment that a till made with itself; 0 where a clock that was wrong then made it: without the
+    server's word it is never further off than `BACKOFF_MAX_S`."""
+    ahead_s = tick.seconds_until(kept.next_attempt_at)
+    leapt = kept.failures and kept.not_before_at is None and ahead_s > BACKOFF_MAX_S
+    return 0.0 if leapt else ahead_s
 
 
 def appointment(reading: Reading, answer: Answer | None, tick: Tick, *, suspect: bool) -> Failed:

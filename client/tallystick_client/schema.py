@@ -180,7 +180,9 @@ def connect(path: Path) -> sqlite3.Connection:
                 raise StorageError(f"{path} cannot be opened with {name} = {value}: it stays {got}", code="DISK")
         # where it may not write, SQLite opens a file to read it alone, and says so only when somebody writes; on a disk
         # that is read-only as a whole, what the journal holds must still be told
-        if not os.statvfs(path).f_flag & os.ST_RDONLY:
+        with on_disk(f"{path} cannot be looked at"):
+            read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+        if not read_only:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(f"PRAGMA user_version = {version}")
@@ -296,7 +298,7 @@ def set_aside(path: Path, label: str) -> Path:
     Raises `StorageError`.
     """
     aside = path.with_name(f"{path.name}.damaged-{label}")
-    with on_disk(f"{path} is damaged, and cannot be renamed"):
+    with on_disk(f"{path} cannot be set aside"):
         for suffix in ("", "-wal", "-shm"):
             part = path.with_name(path.name + suffix)
             if part.exists():

@@ -24,7 +24,7 @@ from tallystick_client.journal import State
 from tallystick_client.keeper import Keeper
 from tallystick_client.line import AsyncLine
 from tallystick_client.loops import Disk, run_async
-from tallystick_client.pausing import SPREAD_S
+from tallystick_client.pausing import SPREAD_S, own_wait_s
 from tallystick_client.reports import SyncReport
 
 LOOK_S = 20.0
@@ -113,7 +113,7 @@ class Syncing:
     def _due(self) -> _Due:
         tick = self._keeper.tick()
         with self._keeper.journal.read() as view:
-            bundle, state = self._keeper.terminal.bundle(view), view.state
+            bundle, state = self._keeper.terminal.readable_bundle(view), view.state
         due = _appointment(state, tick)
         if state.next_attempt_at is not None or state.last_sync_at is None:
             return due
@@ -146,7 +146,7 @@ def _appointment(state: State, tick: Tick) -> _Due:
     asked_s = tick.seconds_until(state.not_before_at)
     if state.next_attempt_at is None:
         return _Due(asked_s, SPREAD_S * tick.jitter)
-    return _Due(max(asked_s, tick.seconds_until(state.next_attempt_at)), 0)
+    return _Due(max(asked_s, own_wait_s(state, tick)), 0)
 
 
 class SyncThread:

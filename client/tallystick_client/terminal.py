@@ -35,8 +35,8 @@ class Terminal:
 
     def __init__(self, journal: Journal, store: Store, clock: Clock) -> None:
         self.journal, self.store, self.clock = journal, store, clock
-        self._bundle: Bundle | None = None
-        self._serial = -1
+        self._kept: tuple[int, Bundle | None] = (-1, None)
+        """A serial of the journal, and the bundle that was kept with it."""
 
     # ---- preview and redeem
 
@@ -140,13 +140,15 @@ class Terminal:
 
     def bundle(self, view: Writing) -> Bundle | None:
         """The bundle in force, read again if any process of this till has kept another since."""
-        if self._serial != view.state.bundle_serial:
-            self._bundle = self.store.load(trusted_state(view), view.state.scope, self._bundle)
-            self._serial = view.state.bundle_serial
-        return self._bundle
+        serial, bundle = self._kept
+        if serial != view.state.bundle_serial:
+            bundle = self.store.load(trusted_state(view), view.state.scope, bundle)
+            self._kept = view.state.bundle_serial, bundle
+        return bundle
 
     def readable_bundle(self, view: Writing) -> Bundle | None:
-        """None too where the disk fails to read it: what sells nothing, a void or a sync, is not stopped by that."""
+        """None too where the disk fails to read it: what sells nothing is not stopped by that, such as a sync or a void of
+        what was redeemed here. A customer's use that cannot be found then stays counted."""
         try:
             return self.bundle(view)
         except StorageError:
@@ -154,23 +156,26 @@ class Terminal:
 
     def forget_bundle(self) -> None:
         """It is read again when it is needed."""
-        self._bundle, self._serial = None, -1
+        self._kept = -1, None
 
     def take(self, change: KeepBundle, parts: list[Part], serial: int) -> None:
         """The bundle that this process has just verified and kept: it need not be read again."""
+        _, bundle = self._kept
+        digest = sha256_hex(change.raw)
         if change.vouchers is not None:
-            self._bundle = Bundle(change.manifest, sha256_hex(change.raw), change.etag, change.vouchers, parts)
-        elif self._bundle is not None:
-            digest = sha256_hex(change.raw)
-            self._bundle.advance(change.manifest, digest, change.etag, change.changes, change.parts_sum, parts)
-        self._serial = serial
+            bundle = Bundle(change.manifest, digest, change.etag, change.vouchers, parts)
+        elif bundle is not None:
+            bundle.advance(change.manifest, digest, change.etag, change.changes, change.parts_sum, parts)
+        self._kept = serial, bundle
 
     def forget_ended(self, writing: Writing) -> None:
         """What is known of customers goes with the end of its voucher, which may have been put off since."""
         at, bundle = writing.state.mark_at, self.readable_bundle(writing)
+        if bundle is None:
+            return
         ended = writing.run("SELECT DISTINCT voucher_id FROM customer_uses WHERE ends_at < ?", (at.isoformat(),))
         for (voucher_id,) in ended.fetchall():
-            entry = None if bundle is None else bundle.by_id(voucher_id)
+            entry = bundle.by_id(voucher_id)
             voucher = None if entry is None or entry.compiled is None else entry.compiled.voucher
             if voucher is None or (voucher.valid_until is not None and voucher.valid_until < at):
                 writing.execute("DELETE FROM customer_uses WHERE voucher_id = ?", (voucher_id,))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from tallystick_client.arguments import as_id, as_returned
+from tallystick_client.arguments import as_id, as_reason, as_returned
 from tallystick_client.attempts import close_attempt, earlier_void
 from tallystick_client.errors import CallerError, InvalidInput
 from tallystick_client.journal import Writing, new_id
@@ -82,7 +82,7 @@ def void(
         judged = terminal.judged(writing)
         void_id = void_id or new_id(judged.at)
         lines = [Returned(line_id, units) for line_id, units in now.items()]
-        body = VoidBody(_readable(reason), refund, lines, salt=secrets.token_hex(16))
+        body = VoidBody(as_reason(reason), refund, lines, salt=secrets.token_hex(16))
         writing.append(EventType.VOID, void_id, judged, encode(body), uses=uses, ref=redemption_id)
         for line in lines:
             writing.execute(
@@ -218,11 +218,6 @@ def _full_price(order: Order, applied: Applied, back: dict[str, int]) -> int:
     """What these units cost before any discount, of the lines that this voucher has a share of."""
     lines = {line.id for line in applied.lines}
     return sum(line.unit_price_minor * back[line.id] for line in order.lines if line.id in back and line.id in lines)
-
-
-def _readable(reason: str) -> str:
-    """At most 500 characters; what is no text (half a surrogate pair, a byte of another encoding) becomes `?`."""
-    return reason[:500].encode("utf-8", "replace").decode("utf-8")
 
 
 def _forget_customer(terminal: Terminal, writing: Writing, redemption: _Redemption) -> None:

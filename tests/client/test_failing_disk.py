@@ -8,18 +8,21 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
-from tallystick_client import CallerError, InvalidInput, Returned, StorageError, Till
+from tallystick_client import BackgroundSync, CallerError, InvalidInput, Returned, StorageError, Till, TryLater
 from tallystick_client.actions import Woken
 from tallystick_client.exporting import export
-from tallystick_client.journal import FILE_NAME, Journal
+from tallystick_client.journal import FILE_NAME, Journal, Writing
 from tallystick_client.loops import run
+from tallystick_client.pausing import own_wait_s
 from tallystick_client.terminal import _note_anomaly
 from tests.client.conftest import ONCE, TEN, Shop, order, rows
-from tests.client.fake_server import loses_the_answer
+from tests.client.fake_server import Reply, loses_the_answer, says
 
 OWN = "0190b6a0-0000-7000-8000-000000000001"
 ONLINE = {**TEN, "code": "ONLINE", "offline": {"policy": "online_only"}}
@@ -119,6 +122,61 @@ def test_an_unreadable_cache_stops_no_void_and_no_event(shop: Shop, without_cach
     assert [note for note in status.notes if "cannot be read: Input/output error" in note]
 
 
+def test_an_unreadable_cache_sends_no_online_redemption(shop: Shop, without_cache: tuple[Till, str]) -> None:
+    """What came of it could not be kept, and a unit would be taken that nobody has."""
+    till, _ = without_cache
+    with pytest.raises(StorageError, match="cannot be read: Input/output error"):
+        till.redeem_online(order(2), ["ONLINE"])
+    assert shop.server.redemptions == {}
+    assert rows(shop, "SELECT state FROM attempts") == []
+
+
+def test_an_answer_that_came_is_kept_whatever_became_of_the_cache(
+    shop: Shop, till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache became unreadable while the server answered."""
+
+    def fails(_view: Writing) -> None:
+        raise StorageError("the disk failed to read the cache: try again", code="DISK")
+
+    def answers(_path: str, answer: Callable[[], Reply]) -> Reply:
+        monkeypatch.setattr(till._keeper.terminal, "bundle", fails)
+        return answer()
+
+    shop.server.script = [answers]
+    receipt = till.redeem_online(order(), ["ONLINE"])
+    assert (receipt.redeemed, receipt.online) == (True, True)
+    assert rows(shop, "SELECT state FROM attempts") == [("redeemed",)]
+
+
+def test_an_unreadable_cache_stops_no_background_sync(shop: Shop, without_cache: tuple[Till, str]) -> None:
+    """It comes to its turn, and sends; then it says what the disk does."""
+    till, _ = without_cache
+    heard: SimpleQueue[BackgroundSync] = SimpleQueue()
+    till.start_syncing(on_report=heard.put)
+    shop.clock.run(hours=2)
+    error = heard.get(timeout=30).error
+    assert error is not None
+    assert error.code == "DISK"
+    assert till._keeper.journal.state().acknowledged_seq == 1
+
+
+def test_what_is_known_of_customers_outlives_an_unreadable_cache(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the end of a voucher was put off is not known without the cache."""
+    once = {**TEN, "code": "EACH", "limits": {"per_customer": 1}}
+    shop.server.publish({**once, "valid_until": (shop.clock.now() + timedelta(days=1)).isoformat()})
+    till = shop.enroll()
+    assert till.redeem(order(1), ["EACH"]).redeemed
+    shop.server.publish({**once, "valid_until": (shop.clock.now() + timedelta(days=9)).isoformat()})
+    till.sync()
+    shop.clock.run(days=1, hours=2)
+    terminal = till._keeper.terminal
+    with monkeypatch.context() as failing:
+        failing.setattr(terminal, "readable_bundle", lambda _view: None)
+        till.sync()
+    assert not till.redeem(order(2), ["EACH"]).redeemed
+
+
 # ---- a commit that fails, and another process
 
 
@@ -212,6 +270,14 @@ def test_what_is_no_line_with_whole_units_gives_nothing_back(till: Till, returne
     assert till.status().head == head
 
 
+def test_a_reason_is_text(till: Till) -> None:
+    """Nothing is given back for one that is none."""
+    sale = till.redeem(order(), ["TEN"]).id
+    with pytest.raises(InvalidInput, match="reason: must be text"):
+        till.void(sale, reason=5)  # type: ignore[arg-type]
+    assert till.status().head == 1
+
+
 # ---- disks that cannot be written, folders that cannot be made
 
 
@@ -269,12 +335,28 @@ def test_a_clock_that_was_wrong_for_a_minute_after_boot_is_forgotten(shop: Shop,
     assert till.status().at == clock.now()
 
 
-@pytest.mark.parametrize("call", ["unlink", "rename", "stat", "chmod", "mkdir", "read_bytes", "exists"])
+def test_an_appointment_of_a_clock_that_leapt_is_none(shop: Shop, till: Till) -> None:
+    """After a failure that nobody asked to wait after, a till comes again within minutes, whatever its clock did."""
+    clock = shop.clock
+    clock.reboot(hours=20)
+    shop.server.script = [says(500)]
+    with pytest.raises(TryLater):
+        till.sync()
+    clock.turn(days=400)
+    tick = till._keeper.tick()
+    state = till._keeper.journal.state()
+    assert tick.seconds_until(state.next_attempt_at) > 3600
+    assert own_wait_s(state, tick) == 0
+    clock.turn(days=-400)
+
+
+@pytest.mark.parametrize("call", ["unlink", "rename", "stat", "chmod", "mkdir", "read_bytes", "exists", "statvfs"])
 def test_whatever_the_system_refuses_is_one_sentence(
     shop: Shop, till: Till, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """Of any of a till's files, when it is made, opened and asked (disk row, seed 1, case 51)."""
-    real = getattr(Path, call)
+    where = os if call == "statvfs" else Path
+    real = getattr(where, call)
 
     def refuses(path: Path, *given: object, **named: object) -> object:
         if path.is_relative_to(shop.work):
@@ -289,7 +371,7 @@ def test_whatever_the_system_refuses_is_one_sentence(
         return ""
 
     token = shop.server.token()
-    monkeypatch.setattr(Path, call, refuses)
+    monkeypatch.setattr(where, call, refuses)
     found = [
         tried(lambda: Till.enroll(shop.work / "new", shop.server.url, token, clock=shop.clock)),
         tried(shop.open),

@@ -84,7 +84,7 @@ def test_a_damaged_journal_goes_with_its_log_files(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Path, "rename", refuse)
     assert said(lambda: schema.set_aside(path, "again")) == (
         "DISK",
-        f"{path} is damaged, and cannot be renamed: Read-only file system",
+        f"{path} cannot be set aside: Read-only file system",
     )
 
 

@@ -72,8 +72,8 @@ def _attempts(
     name: str, made: Template, chance: random.Random, each: int
 ) -> Iterator[tuple[Callable[[bytes], bytes], int | None]]:
     for _ in range(each):
-        yield partial(_other_root, made, chance) if name == "root" else partial(_at_any_place, chance), None
-    yield lambda raw: by_chance(raw, raw[::-1], chance).raw, None
+        yield partial(_other_root, made, partial(_at_any_place, chance)), None
+    yield partial(_other_root, made, lambda raw: by_chance(raw, raw[::-1], chance).raw), None
     for raw in (
         b"",
         b"\x00",
@@ -117,9 +117,9 @@ def _other(raw: bytes, changed: Changed) -> bytes:
     return changed.raw if changed.raw != raw else raw + b"\x00"
 
 
-def _other_root(made: Template, chance: random.Random, raw: bytes) -> bytes:
-    """One byte more where the outer object alone was changed, which nobody signed, and the signatures still hold."""
-    changed = _at_any_place(chance, raw)
+def _other_root(made: Template, change: Callable[[bytes], bytes], raw: bytes) -> bytes:
+    """One byte more where of a root the outer object alone was changed, which nobody signed, and signatures hold."""
+    changed = change(raw)
     try:
         made.trusted.next_root(changed)
     except Untrusted:
