@@ -147,8 +147,8 @@ class Terminal:
         return bundle
 
     def readable_bundle(self, view: Writing) -> Bundle | None:
-        """None too where the disk fails to read it: what sells nothing is not stopped by that, such as a sync, or a void
-        of what was redeemed here. A customer's use that cannot be found then stays counted."""
+        """None too where the disk fails to read it: that stops nothing that sells nothing, such as a sync, or a void of
+        what was redeemed here. A customer's use that cannot be found then stays counted."""
         try:
             return self.bundle(view)
         except StorageError:
