@@ -39,7 +39,7 @@ from tallystick_client.actions import (
 )
 from tallystick_client.errors import TallystickError, TryLater
 from tallystick_client.fetching import Fetching
-from tallystick_client.pausing import SPREAD_S, appointment, own_wait_s
+from tallystick_client.pausing import SPREAD_S, appointment, asked_wait_s, own_wait_s
 from tallystick_client.phases import TRANSITIONS, Phase
 from tallystick_client.reports import SyncReport
 from tallystick_client.trust import Trusted
@@ -128,7 +128,7 @@ class Machine:
     def _start(self, start: Start, tick: Tick) -> tuple[Phase, Action]:
         reading = self._reading = start.reading
         self._trusted, self._held, self._proof = start.trusted, start.held, start.proof
-        asked = tick.seconds_until(reading.not_before_at)
+        asked = asked_wait_s(reading, tick)
         if not start.patient:
             if reading.not_before_at is not None and asked > 0:
                 when = reading.not_before_at

@@ -28,6 +28,13 @@ class Kept(Protocol):
     def not_before_at(self) -> datetime | None: ...
 
 
+def asked_wait_s(kept: Kept, tick: Tick) -> float:
+    """Seconds to the time that the server named, which binds a person too; 0 where a clock that was wrong then wrote it
+    down: it is never further off than `BINDING_S_MAX`."""
+    ahead_s = tick.seconds_until(kept.not_before_at)
+    return 0.0 if ahead_s > BINDING_S_MAX else ahead_s
+
+
 def own_wait_s(kept: Kept, tick: Tick) -> float:
     """Seconds to the appointment that a till made with itself; 0 where a clock that was wrong then made it: without the
     server's word it is never further off than `BACKOFF_MAX_S`."""

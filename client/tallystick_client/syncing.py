@@ -24,7 +24,7 @@ from tallystick_client.journal import State
 from tallystick_client.keeper import Keeper
 from tallystick_client.line import AsyncLine
 from tallystick_client.loops import Disk, run_async
-from tallystick_client.pausing import SPREAD_S, own_wait_s
+from tallystick_client.pausing import SPREAD_S, asked_wait_s, own_wait_s
 from tallystick_client.reports import SyncReport
 
 LOOK_S = 20.0
@@ -143,7 +143,7 @@ def patience(keeper: Keeper) -> Iterator[float]:
 
 
 def _appointment(state: State, tick: Tick) -> _Due:
-    asked_s = tick.seconds_until(state.not_before_at)
+    asked_s = asked_wait_s(state, tick)
     if state.next_attempt_at is None:
         return _Due(asked_s, SPREAD_S * tick.jitter)
     return _Due(max(asked_s, own_wait_s(state, tick)), 0)

@@ -16,10 +16,9 @@ import pytest
 
 from tallystick_client import BackgroundSync, CallerError, InvalidInput, Returned, StorageError, Till, TryLater
 from tallystick_client.actions import Woken
-from tallystick_client.exporting import export
 from tallystick_client.journal import FILE_NAME, Journal, Writing
 from tallystick_client.loops import run
-from tallystick_client.pausing import own_wait_s
+from tallystick_client.pausing import asked_wait_s, own_wait_s
 from tallystick_client.terminal import _note_anomaly
 from tests.client.conftest import ONCE, TEN, Shop, order, rows
 from tests.client.fake_server import Reply, loses_the_answer, says
@@ -335,50 +334,22 @@ def test_a_clock_that_was_wrong_for_a_minute_after_boot_is_forgotten(shop: Shop,
     assert till.status().at == clock.now()
 
 
-def test_an_appointment_of_a_clock_that_leapt_is_none(shop: Shop, till: Till) -> None:
-    """After a failure that nobody asked to wait after, a till comes again within minutes, whatever its clock did."""
+@pytest.mark.parametrize(("headers", "asks"), [({}, "the till"), ({"retry-after": "1800"}, "the server")])
+def test_an_appointment_of_a_clock_that_leapt_is_none(
+    shop: Shop, till: Till, headers: dict[str, str], asks: str
+) -> None:
+    """Its time stands where it was before that boot, and it does not wait for as long as it was off (fleet, seed 1,
+    case 26)."""
     clock = shop.clock
     clock.reboot(hours=20)
-    shop.server.script = [says(500)]
+    shop.server.script = [says(503, **headers)]
     with pytest.raises(TryLater):
         till.sync()
-    clock.turn(days=400)
+    clock.turn(days=100)
     tick = till._keeper.tick()
     state = till._keeper.journal.state()
-    assert tick.seconds_until(state.next_attempt_at) > 3600
-    assert own_wait_s(state, tick) == 0
-    clock.turn(days=-400)
-
-
-@pytest.mark.parametrize("call", ["unlink", "rename", "stat", "chmod", "mkdir", "read_bytes", "exists", "statvfs"])
-def test_whatever_the_system_refuses_is_one_sentence(
-    shop: Shop, till: Till, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    """Of any of a till's files, when it is made, opened and asked (disk row, seed 1, case 51)."""
-    where = os if call == "statvfs" else Path
-    real = getattr(where, call)
-
-    def refuses(path: Path, *given: object, **named: object) -> object:
-        if path.is_relative_to(shop.work):
-            raise OSError(28, "No space left on device")
-        return real(path, *given, **named)
-
-    def tried(work: Callable[[], object]) -> str:
-        try:
-            work()
-        except StorageError as error:
-            return error.code if str(error).endswith(": No space left on device") else str(error)
-        return ""
-
-    token = shop.server.token()
-    monkeypatch.setattr(where, call, refuses)
-    found = [
-        tried(lambda: Till.enroll(shop.work / "new", shop.server.url, token, clock=shop.clock)),
-        tried(shop.open),
-        tried(lambda: till.redeem(order(), ["TEN"])),
-        tried(till.status),
-        tried(till.sync),
-        tried(lambda: export(till._keeper, shop.work / "out.journal", final=False)),
-    ]
-    assert set(found) <= {"", "DISK"}
-    assert "DISK" in found
+    kept = state.not_before_at if asks == "the server" else state.next_attempt_at
+    assert tick.seconds_until(kept) > 3600
+    assert asked_wait_s(state, tick) == 0
+    assert own_wait_s(state, tick) == 0 or asks == "the server"
+    till.sync()
