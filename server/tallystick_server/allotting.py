@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from tallystick_server.demand import Demand, Rivals
+from tallystick_server.demand import Demand, Rivals, score_alone
 
 EXCLUSIVE: Final = "exclusive"
 _UNBOUNDED: Final = 10**9
@@ -38,9 +38,17 @@ class Candidate:
         return min(found, 1) if self.policy == EXCLUSIVE else found
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """A lease that this device has the better claim to, its holder's score, and who could have it instead."""
+
+    row: Any
+    theirs: int
+    rivals: Rivals
+
+
 class Allotting:
-    """Decides for one device. `holders`: open leases of other devices, by voucher. `shared`: who competes for the
-    vouchers that other scopes have too; `scores`: for all others."""
+    """Decides for one device. `holders`: open leases of other devices, by voucher."""
 
     def __init__(
         self,
@@ -49,9 +57,8 @@ class Allotting:
         scores: Demand,
         holders: Mapping[str, Sequence[Any]],
         units_max: int,
-        shared: Mapping[str, Demand] | None = None,
     ) -> None:
-        self._device_id, self._wants, self._scores, self._shared = device_id, wants, scores, shared or {}
+        self._device_id, self._wants, self._scores = device_id, wants, scores
         self._holders, self._units_max = holders, units_max
 
     def mine(self, one: Candidate) -> int:
@@ -61,10 +68,22 @@ class Allotting:
         """Units and minor for this device, both or nothing."""
         if one.slots <= 0:
             return None
-        holding = {row.device_id for row in self._holders.get(one.voucher_id, ())}
-        scores = self._shared.get(one.voucher_id, self._scores)
-        rivals = scores.rivals(one.voucher_id, one.campaign_id, holding | {self._device_id})
-        return self._part(one, self.mine(one), rivals)
+        without = {self._device_id, *(row.device_id for row in self._holders.get(one.voucher_id, ()))}
+        part = self._part(one, self.mine(one), self._scores.rivals(one.voucher_id, one.campaign_id, without))
+        if part is None or not self._scores.wanted_outside(one.voucher_id):
+            return part
+        other = self._part(one, self._alone(one), self._scores.sellers(one.voucher_id, without))
+        return other and (_less(part[0], other[0]), _less(part[1], other[1]))
+
+    def is_wanted(self, one: Candidate) -> bool:
+        """A customer asks for it, or did lately, and a lease of it is on its way."""
+        return one.voucher_id in self._wants or (self.is_coming(one) and self._alone(one) > 1)
+
+    def is_coming(self, one: Candidate) -> bool:
+        return any(row.pending for row in self._holders.get(one.voucher_id, ()))
+
+    def _alone(self, one: Candidate) -> int:
+        return self._scores.score_alone(self._device_id, one.voucher_id)
 
     def _part(self, one: Candidate, mine: int, rivals: Rivals) -> tuple[int | None, int | None] | None:
         """For a device of this score. `rivals`: all others that could ask, and hold no lease of it."""
@@ -92,32 +111,42 @@ class Allotting:
 
     def recallable(self, one: Candidate) -> str | None:
         """The lease to ask back for this device, where it is clearly the likelier seller; nothing goes to and fro."""
-        holders, scores = self._holders.get(one.voucher_id, ()), self._shared.get(one.voucher_id, self._scores)
-        holding = {row.device_id for row in holders}
+        holders = self._holders.get(one.voucher_id, ())
         pending = sum(1 for row in holders if row.pending)
-        if not holders or pending >= max(scores.wanting(one.voucher_id, holding), 1):
+        if not holders or pending >= max(self._scores.wanting(one.voucher_id, {row.device_id for row in holders}), 1):
             return None
-        rivals = scores.rivals(one.voucher_id, one.campaign_id, holding)
         little: list[Any] = []
-        for theirs, row in self._askable(one, holders, scores, rivals):
-            back = _back(one, [row])
+        for claim in sorted(self._claims(one, holders), key=lambda each: (not each.row.live, each.theirs, each.row.id)):
+            back = _back(one, [claim.row])
             if back.slots <= 0:
-                little.append(row)
-            elif self._is_left_over(back, theirs, rivals):
-                return str(row.id)
+                little.append(claim.row)
+            elif self._is_left_over(back, claim.theirs, claim.rivals):
+                return str(claim.row.id)
         # no lease is enough alone, but rests of some may be together; who is gone brings nothing
-        little = [row for row in little if row.device_id in scores.live and _has_each_measure(one, row)]
+        little = [row for row in little if row.live and _has_each_measure(one, row)]
         return str(little[0].id) if little and _back(one, little).slots > 0 else None
 
-    def _askable(self, one: Candidate, holders: Sequence[Any], scores: Demand, rivals: Rivals) -> list[tuple[int, Any]]:
-        """Leases that this device has the better claim to, the unlikeliest live holder's first, each with its score."""
-        mine, asked = self.mine(one), one.voucher_id in self._wants
-        score = {row.device_id: scores.score(row.device_id, one.voucher_id, one.campaign_id) for row in holders}
-        everybody = rivals.total + sum(theirs for device, theirs in score.items() if device in scores.live)
-        idle = sum(_unused(row) for row in holders if not row.undecided)
-        found: list[tuple[int, int, str, Any]] = []
-        for row in holders:
-            theirs, unused = score[row.device_id], _unused(row)
+    def _claims(self, one: Candidate, holders: Sequence[Any]) -> list[_Claim]:
+        """In its own scope by all that is known; in others by this voucher alone, and where it sold or refused it:
+        nobody there waits for it otherwise, and the holder would be given the very same again, for ever."""
+        scores, holding = self._scores, {row.device_id for row in holders}
+        here = [(row, scores.score(row.device_id, one.voucher_id, one.campaign_id))
+                for row in holders if not row.elsewhere]  # fmt: skip
+        found = self._likelier(one, self.mine(one), here, scores.rivals(one.voucher_id, one.campaign_id, holding))
+        if len(here) == len(holders) or (mine := self._alone(one)) == 1:
+            return found
+        everywhere = [(row, score_alone(row.sold)) for row in holders]
+        others = self._likelier(one, mine, everywhere, scores.sellers(one.voucher_id, holding))
+        return found + [claim for claim in others if claim.row.elsewhere]
+
+    def _likelier(self, one: Candidate, mine: int, holders: Sequence[tuple[Any, int]], rivals: Rivals) -> list[_Claim]:
+        """Leases that a device of this score has the better claim to. `holders`: each with its score."""
+        asked = one.voucher_id in self._wants
+        everybody = rivals.total + sum(theirs for row, theirs in holders if row.live)
+        idle = sum(_unused(row) for row, _ in holders if not row.undecided)
+        found: list[_Claim] = []
+        for row, theirs in holders:
+            unused = _unused(row)
             if row.recalled_at is not None or not unused or row.undecided:
                 continue
             # twice as likely is what a free unit waits for too: what comes back is not given to its holder again
@@ -125,8 +154,8 @@ class Allotting:
             # it holds twice its share, and this device would have a share of its own
             hoarded = idle * mine >= everybody and unused * everybody >= 2 * idle * theirs and unused > 1
             if likelier or hoarded:
-                found.append((int(row.device_id not in scores.live), theirs, row.id, row))
-        return [(theirs, row) for _, theirs, _, row in sorted(found, key=lambda each: each[:3])]
+                found.append(_Claim(row, theirs, rivals))
+        return found
 
     def _is_left_over(self, back: Candidate, theirs: int, rivals: Rivals) -> bool:
         """Whether something is left for this device once the holder got its part of what came back: it asks first.
@@ -142,6 +171,10 @@ class Allotting:
             held=True,
         )
         return rest.slots > 0
+
+
+def _less(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else min(one, other)
 
 
 def _back(one: Candidate, some: Sequence[Any]) -> Candidate:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from datetime import datetime
 
 import msgspec
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import and_, delete, exists, select, update
 
 from tallystick_server import auditing, devices, recovery
 from tallystick_server.database import Transaction
@@ -148,18 +148,22 @@ async def _forget_repeated(transaction: Transaction, key: PublicKey, device_id: 
     """The line may have repeated the enrolment's request since the restore: that made a device of the same key, by an
     id that nobody ever heard. It has never synced, so there is nothing of it; its token is this device's.
 
-    Its id, or None: one that an operator decided about stays, and so does one that redeemed online.
+    Its id, or None. One that an operator decided about stays, and so does one that redeemed online: `CallerError`
+    (`EXISTS`), as a device with a journal must not make a new key.
     """
-    query = select(device_rows.c.id).where(
-        device_rows.c.kid == key.kid,
+    nothing_is_of_it = and_(
         device_rows.c.state == DeviceState.ACTIVE.value,
         device_rows.c.seq == 0,
         device_rows.c.last_sync_at.is_(None),
         ~exists().where(redemptions.c.issuer == device_rows.c.id),
     )
-    ghost: str | None = (await transaction.execute(query)).scalar_one_or_none()
-    if ghost is not None:
-        spent = update(enrolment_tokens).where(enrolment_tokens.c.device_id == ghost)
-        await transaction.execute(spent.values(device_id=device_id))
-        await transaction.execute(delete(device_rows).where(device_rows.c.id == ghost))
+    query = select(device_rows.c.id, nothing_is_of_it.label("gives_way")).where(device_rows.c.kid == key.kid)
+    if (row := (await transaction.execute(query)).one_or_none()) is None:
+        return None
+    ghost: str = row.id
+    if not row.gives_way:
+        raise CallerError(f"an operator has to decide about the device {ghost}, which has this key", code="EXISTS")
+    spent = update(enrolment_tokens).where(enrolment_tokens.c.device_id == ghost)
+    await transaction.execute(spent.values(device_id=device_id))
+    await transaction.execute(delete(device_rows).where(device_rows.c.id == ghost))
     return ghost

@@ -7,7 +7,8 @@ only by the device's own close. What is decided here is how well they are spread
 2. a device gets its share by `demand`; where there are fewer units than devices, the likeliest sellers get one each,
    and of equally likely ones whoever asks;
 3. where nothing is free, an idle lease of the unlikeliest holder is recalled for a device that is clearly likelier to
-   sell, or one of a holder of twice its share, as the first device of a new server is;
+   sell, or one of a holder of twice its share, as the first device of a new server is; where each lease has too little
+   left for one use, as of a budget, such rests are collected;
 4. a lease past half its life is recalled and granted anew, so that it never expires while a till is offline and the
    spread follows demand.
 """
@@ -21,7 +22,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, and_, case, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, case, exists, func, insert, not_, or_, select, update
 
 from tallystick_server import auditing
 from tallystick_server.allotting import EXCLUSIVE, Allotting, Candidate
@@ -158,18 +159,36 @@ async def allot(transaction: Transaction, settings: Settings, asking: Asking, *,
     candidates = await _candidates(transaction, settings, asking, now) if room > 0 else []
     if not candidates:
         return []
-    scores, shared = await _demand(transaction, settings, asking, now)
+    scores = await _demand(transaction, settings, asking, now)
     holders = await _holders(transaction, settings, asking, now)
-    allotting = Allotting(asking.device_id, asking.wants, scores, holders, settings.lease_units_max, shared)
-    # where there is room for some only, the likeliest to sell come first, and what is free before what others hold
-    candidates.sort(key=lambda one: (-allotting.mine(one), one.voucher_id))
-    chosen = [one for one in candidates if allotting.part(one) is not None][:room]
-    recalled = [lease_id for one in candidates if one.slots <= 0 and (lease_id := allotting.recallable(one))]
-    for some in chunks(recalled[: min(RECALLS_MAX, room - len(chosen))]):
+    allotting = Allotting(asking.device_id, asking.wants, scores, holders, settings.lease_units_max)
+    chosen, recalled = _choose(allotting, candidates, room)
+    for some in chunks(recalled):
         await transaction.execute(update(leases).where(leases.c.id.in_(some)).values(recalled_at=now))
     await _lock(transaction, chosen)
     parts = [(one, part) for one in chosen if (part := allotting.part(one)) is not None]
     return await _store(transaction, settings, asking, parts, now)
+
+
+def _choose(allotting: Allotting, candidates: list[Candidate], room: int) -> tuple[list[Candidate], list[str]]:
+    """What is granted and which leases are recalled, where there is room for some only: first what a customer waits
+    for, then the likeliest to sell; of each, what is free before what others hold."""
+    candidates.sort(key=lambda one: (-allotting.mine(one), one.voucher_id))
+    wanted = {one.voucher_id for one in candidates if allotting.is_wanted(one)}
+    chosen: list[Candidate] = []
+    recalled: list[str] = []
+    for first in (True, False):
+        some = [one for one in candidates if (one.voucher_id in wanted) is first]
+        free = [one for one in some if allotting.part(one) is not None][:room]
+        chosen += free
+        room -= len(free)
+        for one in some:
+            if one.slots <= 0 < room and len(recalled) < RECALLS_MAX:
+                lease_id = allotting.recallable(one)
+                recalled += [] if lease_id is None else [lease_id]
+                # room is kept until it comes: a full device is waited for by nobody
+                room -= lease_id is not None or (first and allotting.is_coming(one))
+    return chosen, recalled
 
 
 def _in_reach(scope: str, settings: Settings, now: datetime) -> Select[Any]:
@@ -219,51 +238,65 @@ async def _candidates(transaction: Transaction, settings: Settings, asking: Aski
     ]  # fmt: skip
 
 
-async def _demand(
-    transaction: Transaction, settings: Settings, asking: Asking, now: datetime
-) -> tuple[Demand, dict[str, Demand]]:
-    """Among active devices heard of within a lease's life: one that is gone must not keep units from the others. Those
-    of this scope, and, for each voucher that other scopes have too, those of all its scopes: all holders of a voucher
-    then wait for the same devices."""
-    scope, most = asking.scope, settings.leases_per_device_max
-    reach = _without_mine(_in_reach(scope, settings, now), asking.device_id)
-    others = select(scope_vouchers).where(scope_vouchers.c.scope != scope, scope_vouchers.c.voucher_id.in_(reach))
-    scopes_of: dict[str, set[str]] = defaultdict(lambda: {scope})
-    for row in await transaction.execute(others):
-        scopes_of[row.voucher_id].add(row.scope)
-    since = now - timedelta(seconds=settings.lease_ttl_s)
-    seen = func.coalesce(devices.c.last_sync_at, devices.c.enrolled_at)
-    within = devices.c.scope.in_({scope}.union(*scopes_of.values()))
+async def _demand(transaction: Transaction, settings: Settings, asking: Asking, now: datetime) -> Demand:
+    """Among active devices heard of within a lease's life: one that is gone must not keep units from the others. Of
+    other scopes only what is demanded of the vouchers in reach, counted by the database: a chain may have hundreds."""
+    most = settings.leases_per_device_max
+    recent = demand.c.at >= now - timedelta(seconds=RECENT_S)
+    is_live = _is_live(settings, now)
     held = select(func.count()).where(leases.c.device_id == devices.c.id, leases.c.state == "open").scalar_subquery()
     # each lease had a number: most devices are not even counted
     is_full = case((devices.c.lease_number >= most, held >= most), else_=False)
-    live = select(devices.c.id, devices.c.scope, is_full.label("is_full"))
-    found = (await transaction.execute(live.where(within, devices.c.state == "active", seen >= since))).all()
-    recent = (
+    live = select(devices.c.id, is_full.label("is_full")).where(devices.c.scope == asking.scope, is_live)
+    found = (await transaction.execute(live)).all()
+    rows = (
         select(demand.c.device_id, demand.c.voucher_id, vouchers.c.campaign_id, demand.c.units)
         .join(vouchers, vouchers.c.id == demand.c.voucher_id)
         .join(devices, devices.c.id == demand.c.device_id)
-        .where(within, demand.c.at >= now - timedelta(seconds=RECENT_S))
+        .where(devices.c.scope == asking.scope, recent)
     )
-    full = {row.id for row in found if row.is_full}
-    rows = [(a, b, c, n) for a, b, c, n in await transaction.execute(recent)]
-    scores = Demand([row.id for row in found if row.scope == scope], rows, full)
-    sets = {frozenset(names) for names in scopes_of.values()}
-    among = {names: scores.among([row.id for row in found if row.scope in names], full) for names in sets}
-    return scores, {voucher_id: among[frozenset(names)] for voucher_id, names in scopes_of.items()}
+    here = [(a, b, c, n) for a, b, c, n in await transaction.execute(rows)]
+    reach = _without_mine(_in_reach(asking.scope, settings, now), asking.device_id)
+    has_it = exists().where(
+        scope_vouchers.c.scope == devices.c.scope, scope_vouchers.c.voucher_id == demand.c.voucher_id
+    )
+    holds_it = exists().where(
+        leases.c.device_id == devices.c.id, leases.c.voucher_id == demand.c.voucher_id, leases.c.state == "open"
+    )
+    outside = (
+        select(demand.c.voucher_id, demand.c.units, func.count())
+        .join(devices, devices.c.id == demand.c.device_id)
+        .where(demand.c.voucher_id.in_(reach), devices.c.scope != asking.scope, recent, is_live, has_it)
+        .where(~holds_it, not_(is_full))
+        .group_by(demand.c.voucher_id, demand.c.units)
+    )
+    there = [(a, n, count) for a, n, count in await transaction.execute(outside)]
+    return Demand([row.id for row in found], here, {row.id for row in found if row.is_full}, there)
+
+
+def _is_live(settings: Settings, now: datetime) -> ColumnElement[bool]:
+    seen = func.coalesce(devices.c.last_sync_at, devices.c.enrolled_at)
+    return and_(devices.c.state == "active", seen >= now - timedelta(seconds=settings.lease_ttl_s))
 
 
 async def _holders(transaction: Transaction, settings: Settings, asking: Asking, now: datetime) -> dict[str, list[Any]]:
     """Open leases of other devices on the vouchers in reach, by voucher. `pending`: it comes back soon. `undecided`:
-    its device has closed it, and a person says what comes back."""
+    its device has closed it, and a person says what comes back. `sold`: units that its device sold or refused."""
     pending = and_(leases.c.close_seq.is_(None), leases.c.recalled_at > now - timedelta(seconds=PENDING_S))
     columns = (leases.c.id, leases.c.device_id, leases.c.voucher_id, leases.c.units, leases.c.minor,
                leases.c.known_units, leases.c.known_minor, leases.c.recalled_at, pending.label("pending"),
-               leases.c.close_seq.is_not(None).label("undecided"))  # fmt: skip
+               leases.c.close_seq.is_not(None).label("undecided"), _is_live(settings, now).label("live"),
+               (devices.c.scope != asking.scope).label("elsewhere"),
+               func.coalesce(demand.c.units, 0).label("sold"))  # fmt: skip
     reach = _without_mine(_in_reach(asking.scope, settings, now), asking.device_id)
-    query = select(*columns).where(leases.c.state == "open", leases.c.voucher_id.in_(reach))
+    sold = and_(
+        demand.c.device_id == leases.c.device_id,
+        demand.c.voucher_id == leases.c.voucher_id,
+        demand.c.at >= now - timedelta(seconds=RECENT_S),
+    )
+    query = select(*columns).join(devices, devices.c.id == leases.c.device_id).outerjoin(demand, sold)
     found: dict[str, list[Any]] = defaultdict(list)
-    for row in await transaction.execute(query):
+    for row in await transaction.execute(query.where(leases.c.state == "open", leases.c.voucher_id.in_(reach))):
         found[row.voucher_id].append(row)
     return found
 

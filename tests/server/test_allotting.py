@@ -28,6 +28,9 @@ class Held(NamedTuple):
     recalled_at: object = None
     pending: bool = False
     undecided: bool = False
+    live: bool = True
+    elsewhere: bool = False
+    sold: int = 0
 
 
 def candidate(
@@ -77,12 +80,10 @@ def test_many_units_weigh_ever_less(units: int, weight: int) -> None:
     [
         sold("me you", me=1, gone=9),
         Demand(["me", "you", "gone"], [("me", "tea", "", 1), ("gone", "tea", "", 9)], full=["gone"]),
-        sold("", me=1, gone=9).among(["me", "you"]),
-        sold("x y z", me=1, gone=9).among(["me", "you", "gone"], full={"gone"}),
     ],
-    ids=["not live", "full", "among others", "full among others"],
+    ids=["not live", "full"],
 )
-def test_devices_that_are_not_live_or_full_compete_with_nobody(scores: Demand) -> None:
+def test_devices_that_are_not_live_or_full_are_nobodys_rivals(scores: Demand) -> None:
     """They have a score, and are in no sum and no count."""
     assert scores.score("gone", "tea", "") == 1 + 9 + 16 * 9
     assert scores.rivals("tea", "", ()).total == (1 + 1 + 16) + 1
@@ -208,7 +209,7 @@ def test_the_unlikeliest_live_holder_gives_back() -> None:
     scores = sold("me a b c", me=9, b=1)
     held = [Held("x", "b"), Held("y", "a")]
     assert allotting(scores, held).recallable(candidate(0)) == "y"
-    assert allotting(scores, [*held, Held("z", "gone")]).recallable(candidate(0)) == "y"
+    assert allotting(scores, [*held, Held("z", "gone", live=False)]).recallable(candidate(0)) == "y"
     assert allotting(scores, [Held("x", "b"), Held("y", "a", known_units=10)]).recallable(candidate(0)) == "x"
     spent = Held("y", "a", units=None, minor=100, known_minor=100)
     assert allotting(scores, [Held("x", "b"), spent]).recallable(candidate(0)) == "x"

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tallystick_server.settings import Settings
+from tallystick_shared.wire import Want
 from tests.server.conftest import ORDER, voucher
 from tests.server.test_revise import check_revised, put
 from tests.server.tiny_device import NONE, TinyDevice
@@ -22,6 +23,10 @@ SECOND, DAY = timedelta(seconds=1), timedelta(days=1)
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, leases_per_device_max=3)
+
+
+def asked_back(shop: Shop) -> list[str]:
+    return [row["device_id"] for row in shop.rows("SELECT device_id FROM leases WHERE recalled_at IS NOT NULL")]
 
 
 def codes(device: TinyDevice) -> list[str]:
@@ -180,3 +185,41 @@ def test_a_release_is_told_and_audited_in_full(shop: Shop) -> None:
     assert (again.status_code, again.json()["code"]) == (409, "WRONG_STATE")
     assert "this lease is released: nothing is held for it any more" in again.json()["detail"]
     assert shop.post(f"/v1/leases/{NONE}/release").status_code == 404
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["asks again", "asked once"])
+def test_what_a_customer_waits_for_comes_before_what_is_free(either_shop: Shop, again: bool) -> None:
+    """A device with less room than there are free vouchers never asked it back; room is kept until it comes, however
+    many syncs that takes, and the rest is filled meanwhile."""
+    shop = either_shop
+    shop.publish(voucher("tea", total=1))
+    holder = shop.device("a")
+    shop.publish(*(voucher(f"v{n}", total=1) for n in range(6)))
+    asking = shop.device("b", synced=False)
+    asking.fetch()
+    asking.sync(wants=[Want(asking.vouchers["tea"].id, 1)])
+    assert asked_back(shop) == [holder.id]
+    for _ in range(3):
+        asking.sync(wants=[Want(asking.vouchers["tea"].id, 1)] if again else [])
+        assert ("tea" in codes(asking), len(codes(asking))) == (False, 2)
+    holder.fetch()
+    holder.sync_closing()
+    asking.sync()
+    assert ("tea" in codes(asking), "tea" in codes(holder)) == (True, False)
+    for _ in range(3):
+        assert holder.sync_closing().recall == asking.sync_closing().recall == []
+
+
+def test_no_room_is_kept_for_what_nobody_brings(either_shop: Shop) -> None:
+    """The customer's voucher is used up, or its holder was asked more than a day ago."""
+    shop = either_shop
+    shop.publish(voucher("tea", total=1))
+    holder = shop.device("a")
+    shop.publish(*(voucher(f"v{n}", total=1) for n in range(6)))
+    asking = shop.device("b", synced=False)
+    asking.fetch()
+    asking.sync(wants=[Want(asking.vouchers["tea"].id, 1)])
+    assert len(asking.active()) == 2
+    shop.clock.advance(hours=25)
+    asking.sync(wants=[Want(asking.vouchers["tea"].id, 1)])
+    assert (len(asking.active()), asked_back(shop)) == (3, [holder.id])

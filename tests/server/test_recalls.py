@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -80,7 +82,7 @@ def test_only_rests_that_come_count() -> None:
     mine, other = Held("l", "a", 1, minor=300), Held("m", "b", 1, minor=300)
     assert allotting(LIKELIER, [mine, other]).recallable(one) == "l"
     for gone in (
-        other._replace(device_id="gone"), other._replace(recalled_at="then"), other._replace(undecided=True),
+        other._replace(live=False), other._replace(recalled_at="then"), other._replace(undecided=True),
         other._replace(units=None), other._replace(minor=None),
     ):  # fmt: skip
         assert allotting(LIKELIER, [mine, gone]).recallable(one) is None
@@ -120,22 +122,56 @@ def test_who_has_no_room_is_waited_for_by_nobody() -> None:
     assert allotting(Demand(["me", "you", "a"], rows, full=["you"]), held).recallable(candidate(0)) is None
 
 
-def test_a_voucher_of_several_scopes_is_competed_for_by_devices_of_all_of_them() -> None:
-    """For every other voucher nothing changes."""
-    scores = sold("me", me=1, far=9)
-    shared = {"tea": scores.among(["me", "far"])}
-    assert Allotting("me", (), scores, {}, 1000).part(candidate(1)) == (1, None)
-    assert Allotting("me", (), scores, {}, 1000, shared).part(candidate(1)) is None
-    held = {"tea": [Held("l", "near", 1)]}
-    assert Allotting("far", (), scores, held, 1000, shared).recallable(candidate(0)) == "l"
+# several scopes
+
+
+def outside(units: int, **fields: Any) -> Demand:
+    """`me` and `near` in this scope; one device of another scope sold so many of `tea`."""
+    return Demand(["me", "near"], [(one, "tea", "", n) for one, n in fields.items()], outside=[("tea", units, 1)])
+
+
+def test_a_voucher_waits_for_a_likelier_seller_of_another_scope() -> None:
+    """By what each sold of this voucher alone, whatever else it sold; no share is larger than among the sellers."""
+    assert allotting(Demand(["me"], [])).part(candidate(1)) == (1, None)
+    assert allotting(Demand(["me"], [("me", "jam", "", 99)], outside=[("tea", 1, 1)])).part(candidate(1)) is None
+    assert allotting(outside(2, me=1)).part(candidate(1)) == (1, None)
+    assert allotting(outside(3, me=1)).part(candidate(1)) is None
+    assert allotting(Demand(["me"], [], outside=[("tea", 1, 1)])).part(candidate(36)) == (2, None)
+    assert allotting(Demand(["me"], [], outside=[("tea", 1, 2)])).part(candidate(35)) == (1, None)
+    assert allotting(Demand(["me"], [], outside=[("jam", 9, 9)])).part(candidate(36)) == (36, None)
+    assert allotting(outside(1, me=9)).part(candidate(36, 3600, largest=100)) == (32, 3200)
+    assert outside(1, near=1, me=1).wanting("tea", {"me"}) == 2
+
+
+def test_a_lease_of_another_scope_is_asked_back_by_a_seller_of_the_voucher_alone() -> None:
+    """Nobody there knows what else this device sold: its holder would be given the same again."""
+    far, one = [Held("l", "far", 1, elsewhere=True)], candidate(0)
+    assert allotting(sold("me", me=1), far).recallable(one) == "l"
+    assert allotting(Demand(["me"], [("me", "jam", "", 99)]), far).recallable(one) is None
+    assert allotting(sold("me", me=1), [far[0]._replace(sold=1)], wants=["tea"]).recallable(one) is None
+    assert allotting(sold("me", me=3), [far[0]._replace(sold=1)]).recallable(one) == "l"
+    assert allotting(sold("me", me=9), [far[0]._replace(live=False), Held("m", "me2", 1)]).recallable(one) == "m"
+    hoard = [Held("l", "far", 90, elsewhere=True, sold=1)]
+    assert allotting(sold("me", me=1), hoard).recallable(one) == "l"
+    assert allotting(Demand(["me"], []), hoard).recallable(one) is None
 
 
 # rest
 
 
 _FLEET = st.lists(
-    st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 600), st.booleans()), min_size=2, max_size=5
+    st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 600), st.booleans(), st.booleans()),
+    min_size=2,
+    max_size=5,
 )
+
+
+def demand_of(device: str, fleet: list[tuple[int, int, int, bool, bool]], holding: Collection[str]) -> Demand:
+    """As a device of this scope is told of it: of the other scope only who sold `tea` and holds none."""
+    near = [str(n) for n, one in enumerate(fleet) if one[4] == fleet[int(device)][4]]
+    rows = [(one, code, "", fleet[int(one)][k]) for one in near for k, code in enumerate(("tea", "jam"))]
+    far = {str(n): one[0] for n, one in enumerate(fleet)}.items()
+    return Demand(near, rows, outside=[("tea", n, 1) for one, n in far if n and one not in {*near, *holding}])
 
 
 @settings(max_examples=300, deadline=None)
@@ -145,26 +181,27 @@ _FLEET = st.lists(
     st.sampled_from([None, 100, 500]),
 )
 def test_used_leases_come_to_rest(
-    fleet: list[tuple[int, int, int, bool]], limit: tuple[int | None, int | None], largest: int | None
+    fleet: list[tuple[int, int, int, bool, bool]], limit: tuple[int | None, int | None], largest: int | None
 ) -> None:
     """Some of each first lease is used and some devices go on asking; rests are collected, and then no lease changes
-    hands any more. Nothing is ever given out twice."""
+    hands any more, be the devices of one scope or two. Nothing is ever given out twice."""
     devices, numbers = [str(n) for n in range(len(fleet))], itertools.count()
-    rows = [(str(n), code, "", one[k]) for n, one in enumerate(fleet) for k, code in enumerate(("tea", "jam"))]
-    scores, leases, used = Demand(devices, rows), dict[str, Held](), [0, 0]
+    leases, used = dict[str, Held](), [0, 0]
 
     def ask(device: str) -> None:
         units = None if limit[0] is None else limit[0] - used[0] - sum(held.units or 0 for held in leases.values())
         minor = None if limit[1] is None else limit[1] - used[1] - sum(held.minor or 0 for held in leases.values())
         one = Candidate("tea", "", "quota", None, largest, units, minor, bool(leases))
         wants = ("tea",) if fleet[int(device)][3] else ()
-        asks = Allotting(device, wants, scores, {"tea": list(leases.values())}, 1000)
+        far = {str(n) for n, each in enumerate(fleet) if each[4] != fleet[int(device)][4]}
+        out = [held._replace(elsewhere=held.device_id in far) for held in leases.values()]
+        asks = Allotting(device, wants, demand_of(device, fleet, leases), {"tea": out}, 1000)
         assert (units or 0) >= 0 <= (minor or 0)
         if one.slots <= 0 and (lease := asks.recallable(one)) is not None:
             holder = next(held for held in leases.values() if held.id == lease)
             leases[holder.device_id] = holder._replace(recalled_at="now", pending=True)
         elif (part := asks.part(one)) is not None:
-            leases[device] = Held(f"l{next(numbers)}", device, part[0], minor=part[1])
+            leases[device] = Held(f"l{next(numbers)}", device, part[0], minor=part[1], sold=fleet[int(device)][0])
 
     for device in devices:
         ask(device)
