@@ -22,6 +22,7 @@ from tests.proof.tally import Tally
 ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = ROOT / ".prove"
 PRODUCT = ("shared", "client", "server")
+RECORDED = ("tests/proof/results.json", "docs/explanation/proof.md")
 
 
 class Progress(msgspec.Struct):
@@ -43,9 +44,14 @@ def code(row: Row) -> str:
 
 
 def commit() -> str:
-    """Short, with a `+` where there are changes that are not committed; empty outside of a checkout."""
-    asked = ["git", "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=10"]
-    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """Short, with a `+` where there are changes that are not committed, but of the results; empty outside of a checkout."""
+    name = _git("rev-parse", "--short=10", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in RECORDED))
+    return f"{name}+" if name and changed else name
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 @contextmanager
