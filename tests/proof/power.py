@@ -77,12 +77,10 @@ def _broken(name: str, seed: int, work: Path, *, fresh: bool = False) -> Tally:
 
 
 CONTROLS: dict[str, Callable[[int, Path], Tally]] = {
-    "broken on purpose, a journal with synchronous=NORMAL": partial(_broken, "journal_normal"),
-    "broken on purpose, a cache with synchronous=NORMAL": partial(_broken, "cache_normal"),
-    "broken on purpose, files that are not synced before they are renamed": partial(
-        _broken, "files_unsynced", fresh=True
-    ),
-    "broken on purpose, folders that are not synced": partial(_broken, "folders_unsynced", fresh=True),
+    "a journal with synchronous=NORMAL": partial(_broken, "journal_normal"),
+    "a cache with synchronous=NORMAL": partial(_broken, "cache_normal"),
+    "files that are not synced before they are renamed": partial(_broken, "files_unsynced", fresh=True),
+    "folders that are not synced": partial(_broken, "folders_unsynced", fresh=True),
 }
 
 

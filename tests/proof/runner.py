@@ -44,7 +44,7 @@ def code(row: Row) -> str:
 
 
 def commit() -> str:
-    """Short, with a `+` where there are changes that are not committed, but of the results; empty outside of a checkout."""
+    """Short, with a `+` where more than the results is not committed; empty outside of a checkout."""
     name = _git("rev-parse", "--short=10", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", *(f":!{path}" for path in RECORDED))
     return f"{name}+" if name and changed else name

@@ -16,6 +16,8 @@ from tests.proof.tally import Tally, told
 
 RESULTS = Path(__file__).with_name("results.json")
 PAGE = ROOT / "docs" / "explanation" / "proof.md"
+KINDS_MAX, FOUND_MAX = 60, 200
+"""Of what the page shows of a row: kinds of faults and events, and letters of what a control found."""
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
@@ -79,11 +81,15 @@ def table() -> str:
             continue
         lines += ["", f"**{row.title}** (`make prove-{row.name}`)", ""]
         if result.tally.faults:
-            lines.append(f"- injected: {told(result.tally.faults)}")
+            lines.append(f"- injected: {told(result.tally.faults, KINDS_MAX)}")
         if result.tally.seen:
-            lines.append(f"- met: {told(result.tally.seen)}")
-        lines += [f"- broken on purpose, {name}: {found}" for name, found in result.controls.items()]
+            lines.append(f"- met: {told(result.tally.seen, KINDS_MAX)}")
+        lines += [f"- broken on purpose, {name}: {_brief(found)}" for name, found in result.controls.items()]
     return "\n".join(lines)
+
+
+def _brief(found: str) -> str:
+    return found if len(found) <= FOUND_MAX else f"{found[:FOUND_MAX].rpartition(' ')[0]} .."
 
 
 def with_table(page: str) -> str:

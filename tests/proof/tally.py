@@ -62,6 +62,8 @@ class Tally(msgspec.Struct):
         self.failures.append(Failure(case, what))
 
 
-def told(counts: Mapping[str, int]) -> str:
-    """`a 3, b 1`, the most frequent first."""
-    return ", ".join(f"{kind} {count:,}" for kind, count in sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+def told(counts: Mapping[str, int], most: int | None = None) -> str:
+    """`a 3, b 1`, the most frequent first; `most`: of so many kinds."""
+    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    shown = [f"{kind} {count:,}" for kind, count in ordered[:most]]
+    return ", ".join(shown if len(shown) == len(ordered) else [*shown, f"and {len(ordered) - len(shown)} kinds more"])
