@@ -14,7 +14,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from tallystick_client import BackgroundSync, CallerError, InvalidInput, Returned, StorageError, Till, TryLater
+from tallystick_client import BackgroundSync, CallerError, InvalidInput, Returned, StorageError, Till, TryLater, syncing
 from tallystick_client.actions import Woken
 from tallystick_client.journal import FILE_NAME, Journal, Writing
 from tallystick_client.loops import run
@@ -148,9 +148,13 @@ def test_an_answer_that_came_is_kept_whatever_became_of_the_cache(
     assert rows(shop, "SELECT state FROM attempts") == [("redeemed",)]
 
 
-def test_an_unreadable_cache_stops_no_background_sync(shop: Shop, without_cache: tuple[Till, str]) -> None:
+def test_an_unreadable_cache_stops_no_background_sync(
+    shop: Shop, without_cache: tuple[Till, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It comes to its turn, and sends; then it says what the disk does."""
     till, _ = without_cache
+    monkeypatch.setattr(syncing, "LOOK_S", 0.01)
+    monkeypatch.setattr(syncing, "SPREAD_S", 0.0)
     heard: SimpleQueue[BackgroundSync] = SimpleQueue()
     till.start_syncing(on_report=heard.put)
     shop.clock.run(hours=2)

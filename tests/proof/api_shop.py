@@ -31,6 +31,8 @@ class Filled(NamedTuple):
     tokens: list[str]
     known: dict[str, list[Any]]
     """Path parameter -> values of it that are there."""
+    suspended: list[str]
+    """Ids of devices that can be resumed."""
 
 
 def _publish(shop: Shop) -> None:
@@ -99,12 +101,14 @@ def filled() -> Filled:
         web = shop.device("store-4", scope="web")
         manifests: list[Manifest] = [device.manifest() for device in (devices[0], web)]
         assert all(one.version for one in manifests)
-        gone = shop.post(f"/v1/devices/{shop.device('store-5').id}/suspend")
-        assert gone.status_code == 200
+        suspended = [shop.device(f"store-{number}").id for number in (5, 6, 7)]
+        for device_id in suspended:
+            assert shop.post(f"/v1/devices/{device_id}/suspend").status_code == 200
         tokens = [shop.token() for _ in range(TOKENS)]
     with closing(sqlite3.connect(database_of(settings.data))) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return Filled(settings.data, shop.operator_key, [*devices, web], tokens, _known(settings.data))
+    known = _known(settings.data)
+    return Filled(settings.data, shop.operator_key, [*devices, web], tokens, known, suspended)
 
 
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []

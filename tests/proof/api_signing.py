@@ -45,14 +45,16 @@ class Signer:
         known, chance, path, body = self.shop.known, self.chance, case.operation.path, case.body
         for name in case.path_parameters or {}:
             if name in known and chance.random() < 0.7:
-                case.path_parameters[name] = chance.choice(known[name])
+                case.path_parameters[name] = chance.choice(
+                    self.shop.suspended if path.endswith("/resume") else known[name]
+                )
         if isinstance(body, dict):
             _as_written(body)
             if (
                 path.startswith("/v1/vouchers")
                 and "discount" in body
                 and case.method in ("POST", "PUT")
-                and chance.random() < 0.3
+                and chance.random() < 0.5
             ):
                 self._publish(case, body)
             elif case.media_type in (JOSE, SYNC):
