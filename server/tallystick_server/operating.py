@@ -18,6 +18,7 @@ from tallystick_shared.errors import CallerError
 from tallystick_shared.journal import EventType, read_envelope
 
 PAGE_MAX = 500
+ROW_ID_MAX = 2**63 - 1
 FORKS_SHOWN = 20
 """Forked devices that the notes of a status name."""
 
@@ -171,6 +172,8 @@ async def resolve(transaction: Transaction, flag_id: int, note: str, *, now: dat
 
     Raises `CallerError` (`NOT_FOUND`, `WRONG_STATE`).
     """
+    if flag_id > ROW_ID_MAX:  # which no database takes for a number of a row
+        raise not_found("flag")
     row = (await transaction.execute(select(flags).where(flags.c.id == flag_id).with_for_update())).one_or_none()
     if row is None:
         raise not_found("flag")

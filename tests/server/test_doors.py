@@ -130,6 +130,8 @@ def test_an_address_says_all_it_takes(shop: Shop, method: str) -> None:
         ("POST", f"/v1/vouchers/{NONE}/deactivate", "", 404, "NOT_FOUND"),
         ("POST", f"/v1/devices/{NONE}/suspend", "", 404, "NOT_FOUND"),
         ("POST", "/v1/flagged/7/resolve", "", 404, "NOT_FOUND"),
+        # the API row, seed 1, case 14
+        ("POST", "/v1/flagged/113142579263449802508378887136739328/resolve", "", 404, "NOT_FOUND"),
         ("POST", "/v1/vouchers?scope=none", '{"code":"x","discount":{"type":"shipping"}}', 404, "NOT_FOUND"),
         ("POST", "/v1/campaigns", "{", 422, "INVALID_FIELD"),
         ("POST", "/v1/campaigns", '{"id":"a","colour":1}', 422, "INVALID_FIELD"),
