@@ -70,6 +70,7 @@ class Case:
 
     def scene_day(self) -> None:
         steps = self.steps(self.chance.randint(2, 5))
+        self.ask_for_an_older_one(steps)
         self.strike(TILL, steps, self.chance.randrange(len(steps)))
 
     def scene_bundle(self) -> None:
@@ -115,8 +116,7 @@ class Case:
         """After three months what is durable on the server leaves the till."""
         self.known.check(self.chance)  # and what was in flight is asked for again while the till knows its id
         self.shop.clock.run(days=91)
-        # nothing older is asked for again here: a till forgets an id with what it purges
-        steps = [self.step("sync"), self.step("sync"), *self.steps(1, older=False)]
+        steps = [self.step("sync"), self.step("sync"), *self.steps(1)]
         self.strike(TILL, steps, self.chance.randrange(2))
 
     def scene_final(self) -> None:
@@ -136,7 +136,7 @@ class Case:
     def step(self, kind: str) -> Step:
         return make_step(self.chance, self.next(), kind, self.known.ids)
 
-    def steps(self, count: int, *, older: bool = True) -> list[Step]:
+    def steps(self, count: int) -> list[Step]:
         steps = plan(self.chance, count, first=self.numbers + 1, known=self.known.ids)
         self.numbers += count
         again = self.known.in_flight
@@ -144,11 +144,16 @@ class Case:
         kinds = ("redeem", "online", "void", "return")
         if again is not None and not forgotten and again.kind in kinds and self.chance.random() < 0.7:
             steps.insert(0, msgspec.structs.replace(again, number=self.next()))  # by the next process, as it was
-        known = [] if any(one.kind == "forget" for one in steps) else self.known.still_known()
-        if older and known and self.chance.random() < 0.3:
-            asked = self.chance.choice(known)
-            steps.append(msgspec.structs.replace(self.known.sales[asked], number=self.next()))
         return steps
+
+    def ask_for_an_older_one(self, steps: list[Step]) -> None:
+        """Of those that the till knows now: it forgets an id with what a sync purges, and with a customer."""
+        known = self.known.still_known()
+        if known and self.chance.random() < 0.3:
+            asked = msgspec.structs.replace(self.known.sales[self.chance.choice(known)], number=self.next())
+            forgets = ("sync", "down", "lost", "forget")
+            place = next((index for index, one in enumerate(steps) if one.kind in forgets), len(steps))
+            steps.insert(place, asked)
 
     def strike(self, name: str, steps: list[Step], begin: int, *, struck: bool = True, alone: bool = False) -> Lived:
         """One life. Unless it is to be `alone`, a second process may have the till open all the while, and goes on."""
